@@ -1,0 +1,85 @@
+# `make help` lists the targets. All of them work from a bare clone, with python3, its venv module and a C++ compiler.
+
+PYTHON ?= python3
+EMMET_WERROR ?= OFF
+EMMET_DATA ?= $(abspath $(wildcard ../shared/data))
+
+BIN := .venv/bin
+DONE := .venv/done
+BUILD := build/cpp
+MODELS := build/models
+
+# An exact version, because a range may draw a CUDA build of several GB where a CPU build is at hand.
+TORCH := $(shell sed -n 's/^requires = .*"\(torch==[0-9.]*\)\.\*".*/\1.0/p' pyproject.toml)
+CPP := $(shell find cpp tests/cpp -name '*.cpp' -o -name '*.h')
+BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildcard cmake/*) \
+  $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.in')
+
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build model demo test test-cpp test-python test-packaging lint format types bench clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(DONE)/venv ## Make the virtual environment .venv with torch and the build tools
+build: $(DONE)/build ## Build the extension and install emmet, editable, into .venv
+model: $(DONE)/model ## Fetch the small real model of the demo and the tests
+
+demo: build model ## Edit facts in a small real model
+	$(BIN)/python examples/demo.py $(MODELS)/*.gguf
+
+test: test-cpp test-python ## Run the C++ and the Python tests
+
+test-cpp: build ## Run the C++ tests
+	tests/cpp/get_gtest.sh build/gtest
+	cmake -DEMMET_TESTS=ON -DGTest_ROOT=$(abspath build/gtest) $(BUILD) >/dev/null
+	cmake --build $(BUILD)
+	ctest --test-dir $(BUILD) --output-on-failure
+
+test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
+	-$(MAKE) model
+	EMMET_DATA="$(EMMET_DATA)" EMMET_SMOLLM2="$$(ls $(MODELS)/*.gguf)" $(BIN)/pytest
+
+test-packaging: $(DONE)/dev ## Build a wheel, look into it, and build a C++ program that uses it
+	$(BIN)/pytest -m packaging tests/packaging
+
+lint: $(DONE)/dev ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(DONE)/dev ## Correct style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+types: $(DONE)/dev ## Check types
+	$(BIN)/mypy
+
+bench: $(DONE)/dev ## Run the benchmarks
+	for file in bench/*.py; do $(BIN)/python $$file || exit; done
+
+clean: ## Remove .venv and everything that was built
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+
+$(DONE)/venv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet scikit-build-core cmeel-eigen cmake ninja
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/build: $(DONE)/venv $(BUILD_FILES)
+	$(BIN)/pip install --quiet --no-build-isolation --config-settings=build-dir=$(BUILD) \
+	  --config-settings=cmake.define.EMMET_WERROR=$(EMMET_WERROR) --editable '.[gguf]'
+	@touch $@
+
+$(DONE)/dev: $(DONE)/build
+	$(BIN)/pip install --quiet 'emmet-edit[datasets,dev]'
+	@touch $@
+
+$(DONE)/model: $(DONE)/venv examples/small_model.py
+	$(BIN)/python examples/small_model.py $(MODELS)
+	@touch $@

@@ -1,0 +1,7 @@
+# Builds a target with the sanitizers of EMMET_SANITIZE, if any.
+function(emmet_sanitizers target)
+  if(EMMET_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${EMMET_SANITIZE} -fno-omit-frame-pointer)
+    target_link_options(${target} PRIVATE -fsanitize=${EMMET_SANITIZE})
+  endif()
+endfunction()

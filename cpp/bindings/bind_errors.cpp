@@ -1,0 +1,47 @@
+#include <c10/util/Exception.h>
+
+#include "bindings.h"
+#include "emmet/error.h"
+
+namespace emmet::python {
+namespace {
+
+py::object error_type(const char* name) { return py::module_::import("emmet._core").attr(name); }
+
+// Errors that carry more than what() says, or that say too much in it. Tried before the plain types.
+void translate(std::exception_ptr raised) {
+  try {
+    std::rethrow_exception(std::move(raised));
+  } catch (const DependentKeysError& error) {
+    const py::object type = error_type("DependentKeysError");
+    const py::object instance = type(error.what());
+    instance.attr("groups") = error.groups();
+    PyErr_SetObject(type.ptr(), instance.ptr());
+  } catch (const c10::Error& error) {
+    const std::string text = error.what_without_backtrace();
+    const std::string first_line = text.substr(0, text.find('\n'));  // a list of torch's backends may follow
+    PyErr_SetString(error_type("EmmetError").ptr(), first_line.c_str());
+  }
+}
+
+}  // namespace
+
+void bind_errors(py::module_& module) {
+  auto& base = py::register_local_exception<Error>(module, "EmmetError", PyExc_ValueError);
+  base.doc() = "Base of every error that emmet raises.";
+  py::register_local_exception<ShapeError>(module, "ShapeError", base).doc() =
+      "A tensor has the wrong shape, dtype or device.";
+  py::register_local_exception<NonFiniteError>(module, "NonFiniteError", base).doc() =
+      "NaN or Inf where finite numbers are needed.";
+  py::register_local_exception<NotPositiveDefiniteError>(module, "NotPositiveDefiniteError", base).doc() =
+      "The second moment has no Cholesky factor: too few keys were seen, or it is not a second moment.";
+  py::register_local_exception<FormatError>(module, "FormatError", base).doc() =
+      "A file is not what it should be: truncated, malformed or of another kind.";
+
+  py::exception<DependentKeysError>(module, "DependentKeysError", base).doc() =
+      "The equality constraint cannot be met: some keys coincide or are linearly dependent.\n\n"
+      "``groups`` lists the row indices of the dependent keys, one list for each dependency that was found.";
+  py::register_local_exception_translator(&translate);
+}
+
+}  // namespace emmet::python

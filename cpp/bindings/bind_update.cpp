@@ -1,0 +1,71 @@
+#include "bindings.h"
+#include "emmet/update.h"
+
+namespace emmet::python {
+namespace {
+
+py::dict to_dict(const Diagnostics& diagnostics) {
+  using namespace py::literals;
+  return py::dict("condition"_a = diagnostics.condition, "ridge"_a = diagnostics.ridge,
+                  "constraint_residual"_a = diagnostics.constraint_residual,
+                  "preservation_cost"_a = diagnostics.preservation_cost,
+                  "seconds_whiten"_a = diagnostics.seconds_whiten, "seconds_system"_a = diagnostics.seconds_system);
+}
+
+void bind_diagnostics(py::module_& module) {
+  py::class_<Diagnostics>(module, "Diagnostics", "What a solve found out about itself. Times are seconds.")
+      .def(py::init([](double condition, double ridge, double constraint_residual, double preservation_cost,
+                       double seconds_whiten, double seconds_system) {
+             return Diagnostics{condition,         ridge,          constraint_residual,
+                                preservation_cost, seconds_whiten, seconds_system};
+           }),
+           py::kw_only(), py::arg("condition"), py::arg("ridge"), py::arg("constraint_residual"),
+           py::arg("preservation_cost"), py::arg("seconds_whiten"), py::arg("seconds_system"),
+           "The inverse of `to_dict`.")
+      .def_readonly("condition", &Diagnostics::condition, "Estimated condition number of the system that was solved.")
+      .def_readonly("ridge", &Diagnostics::ridge, "The ridge μ that was used.")
+      .def_readonly("constraint_residual", &Diagnostics::constraint_residual, "‖ΔK − R‖ / ‖R‖; 0 when R is 0.")
+      .def_readonly("preservation_cost", &Diagnostics::preservation_cost, "tr(Δ C Δᵀ).")
+      .def_readonly("seconds_whiten", &Diagnostics::seconds_whiten, "Triangular solves with the factor of C.")
+      .def_readonly("seconds_system", &Diagnostics::seconds_system, "Gram matrix, its factorisation and solve.")
+      .def("to_dict", &to_dict, "All of them, by name.");
+}
+
+}  // namespace
+
+void bind_update(py::module_& module) {
+  using std::filesystem::path;
+
+  bind_diagnostics(module);
+  py::class_<Update>(module, "Update",
+                     "A weight update Δ [d_out, d_in], kept as factors Δ = left · right while these are smaller.")
+      .def_static(
+          "from_factors",
+          [](const at::Tensor& left, const at::Tensor& right) { return Update::from_factors(left, right); },
+          py::arg("left"), py::arg("right"), ReleaseGil(),
+          "Take factors left [d_out, r] and right [r, d_in]; they are multiplied out when the product is smaller.")
+      .def_static(
+          "from_dense", [](const at::Tensor& dense) { return Update::from_dense(dense); }, py::arg("dense"),
+          ReleaseGil(), "Take Δ [d_out, d_in] as it is.")
+      .def("dense", &Update::dense, ReleaseGil(), "Δ, [d_out, d_in] float64.")
+      .def(
+          "apply_", &Update::apply_, py::arg("weight"), py::arg("transposed") = false, ReleaseGil(),
+          "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).\n\n"
+          "The sum is formed in float64 and rounded once. Raises ShapeError, or NonFiniteError when the weight or the\n"
+          "sum is not finite; the weight is unchanged then.")
+      .def(
+          "save", [](const Update& self, const path& file) { self.save(file.string()); }, py::arg("path"), ReleaseGil(),
+          "Write one safetensors file.")
+      .def_static(
+          "load", [](const path& file) { return Update::load(file.string()); }, py::arg("path"), ReleaseGil(),
+          "Read what `save` wrote. Raises FormatError for any other file.")
+      .def_property_readonly("is_low_rank", &Update::is_low_rank, "Whether Δ is kept as factors.")
+      .def_property_readonly("left", &Update::left, "Left factor [d_out, rank]. Raises EmmetError when Δ is dense.")
+      .def_property_readonly("right", &Update::right, "Right factor [rank, d_in]. Raises EmmetError when Δ is dense.")
+      .def_property_readonly(
+          "shape", [](const Update& self) { return std::make_pair(self.rows(), self.columns()); }, "(d_out, d_in).")
+      .def_property_readonly("rank", &Update::rank, "Width of the factors, or min(d_out, d_in) when Δ is dense.")
+      .def_property_readonly("diagnostics", &Update::diagnostics, "What the solve found out about itself.");
+}
+
+}  // namespace emmet::python

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace emmet {
+
+/// Running second moment C = E[k kᵀ] of the keys of one layer (Meng et al. 2022, arXiv 2202.05262, section 3.1).
+///
+/// Only the upper block triangle of XᵀX is computed. Products are summed in float32 over at most
+/// a few thousand rows (float64 for float64 keys) and then flushed into a float64 total.
+class Covariance {
+ public:
+  /// An empty moment of keys of width `dim` (> 0), accumulated on `device`.
+  explicit Covariance(int64_t dim, c10::Device device = c10::kCPU);
+
+  /// Continues from what `sum()` and `count()` gave earlier. `sum` is [dim, dim].
+  static Covariance from_sum(const at::Tensor& sum, int64_t count);
+
+  /// Adds keys [..., dim] (float16, bfloat16, float32 or float64). Where `mask` [...] is given, only rows that it
+  /// selects (non-zero) count. Throws NonFiniteError naming the first bad row; nothing is added then.
+  void add(const at::Tensor& keys, const std::optional<at::Tensor>& mask = std::nullopt);
+
+  /// Adds what another moment of the same width has seen.
+  void merge(const Covariance& other);
+
+  /// Σ k kᵀ, [dim, dim] float64, symmetric.
+  at::Tensor sum() const;
+
+  /// C = Σ k kᵀ / count, [dim, dim] float64, symmetric. Throws Error when no key was added.
+  at::Tensor second_moment() const;
+
+  /// Number of keys added.
+  int64_t count() const noexcept { return count_; }
+  int64_t dim() const noexcept { return total_.size(0); }
+  c10::Device device() const { return total_.device(); }
+
+ private:
+  at::Tensor total_;  // upper block triangle of Σ k kᵀ; what lies below it is not meaningful
+  int64_t count_ = 0;
+};
+
+}  // namespace emmet

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "emmet/preservation.h"
+#include "emmet/update.h"
+
+namespace emmet {
+
+/// The ridge μ of a solve: a fixed number ≥ 0, or the smallest that bounds the condition number of the system.
+class Ridge {
+ public:
+  /// A fixed μ; throws Error when it is negative or not finite.
+  Ridge(double value);  // NOLINT(google-explicit-constructor): a number is a ridge
+  /// 0 while the condition number stays below `max_condition`; otherwise what brings it down to that.
+  static Ridge automatic(double max_condition = 1e8);
+
+  bool is_automatic() const noexcept { return automatic_; }
+  double value() const noexcept { return value_; }
+
+ private:
+  Ridge() = default;
+  double value_ = 0.0;  // μ, or the largest condition number
+  bool automatic_ = false;
+};
+
+/// The preservation-memorization objective in closed form (Gupta et al. 2024, arXiv 2403.14236):
+///
+///     Δ = R (KᵀC⁻¹K + μI)⁻¹ KᵀC⁻¹
+///
+/// with keys K [n, d_in] and residuals R [n, d_out] given as rows (one key [d_in] and one residual [d_out] are taken
+/// as n = 1), any float dtype, float64 inside. μ = 0 is the equality constraint ΔK = R (ROME, EMMET); μ = λ is MEMIT.
+///
+/// With μ = 0 the constraint holds to 1e-6 relative, or DependentKeysError names the keys that prevent it. Throws
+/// ShapeError and NonFiniteError for bad input. Re-entrant.
+Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge = 0.0);
+
+/// ROME (Meng et al. 2022, arXiv 2202.05262, eq. 2): one edit, equality constraint.
+Update rome(const Preservation& preservation, const at::Tensor& key, const at::Tensor& residual);
+
+/// MEMIT (Meng et al. 2023, arXiv 2210.07229, eq. 14): least squares, C weighted by lambda > 0.
+Update memit(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, double lambda);
+
+/// EMMET (Gupta et al. 2024, arXiv 2403.14236, eq. 14): a batch under equality constraints.
+Update emmet(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge = 0.0);
+
+}  // namespace emmet

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+namespace emmet {
+
+/// What a solve found out about itself. Times are seconds of wall clock.
+struct Diagnostics {
+  double condition = 1.0;            ///< estimated 2-norm condition number of the (scaled) system that was solved
+  double ridge = 0.0;                ///< μ that was used
+  double constraint_residual = 0.0;  ///< ‖ΔK − R‖ / ‖R‖, Frobenius; 0 when R is 0
+  double preservation_cost = 0.0;    ///< tr(Δ C Δᵀ)
+  double seconds_whiten = 0.0;       ///< triangular solves with the factor of C
+  double seconds_system = 0.0;       ///< Gram matrix, its factorisation and solve
+};
+
+/// A weight update Δ [d_out, d_in], kept as low-rank factors Δ = left · right while these are the smaller form.
+class Update {
+ public:
+  /// Takes factors left [d_out, r] and right [r, d_in]; multiplies them out when the product is smaller.
+  static Update from_factors(at::Tensor left, at::Tensor right, Diagnostics diagnostics = {});
+  static Update from_dense(at::Tensor dense, Diagnostics diagnostics = {});
+
+  bool is_low_rank() const noexcept { return left_.defined(); }
+  /// Factors, float64. Throw Error when the update is dense.
+  const at::Tensor& left() const;
+  const at::Tensor& right() const;
+  /// Δ, [d_out, d_in] float64.
+  at::Tensor dense() const;
+
+  int64_t rows() const noexcept;     ///< d_out
+  int64_t columns() const noexcept;  ///< d_in
+  int64_t rank() const noexcept;     ///< width of the factors, or min(d_out, d_in) when dense
+  const Diagnostics& diagnostics() const noexcept { return diagnostics_; }
+
+  /// weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).
+  ///
+  /// The sum is formed in float64 and rounded once to the weight's dtype. Throws ShapeError, or NonFiniteError when
+  /// the weight or the sum is not finite; the weight is unchanged then.
+  void apply_(at::Tensor weight, bool transposed = false) const;
+
+  Update to(c10::Device device) const;
+
+  /// Writes or reads one safetensors file.
+  void save(const std::string& path) const;
+  static Update load(const std::string& path);
+
+ private:
+  Update() = default;
+
+  at::Tensor left_, right_;  // low-rank form, or
+  at::Tensor dense_;         // dense form
+  Diagnostics diagnostics_;
+};
+
+}  // namespace emmet

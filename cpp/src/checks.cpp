@@ -1,0 +1,81 @@
+#include "checks.h"
+
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/isnan.h>
+#include <ATen/ops/nonzero.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "emmet/error.h"
+
+namespace emmet {
+
+void require_floating(const at::Tensor& tensor, const std::string& name) {
+  if (!tensor.defined()) {
+    throw ShapeError(c10::str("expected ", name, ", got an undefined tensor; pass a floating-point tensor"));
+  }
+  switch (tensor.scalar_type()) {
+    case at::kHalf:
+    case at::kBFloat16:
+    case at::kFloat:
+    case at::kDouble:
+      return;
+    default:
+      throw ShapeError(c10::str("expected ", name, " of float16, bfloat16, float32 or float64, got ",
+                                tensor.scalar_type(), "; convert it first, for example to float32"));
+  }
+}
+
+void require_width(const at::Tensor& tensor, int64_t width, const std::string& name) {
+  if (tensor.dim() == 0 || tensor.size(-1) != width) {
+    throw ShapeError(c10::str("expected ", name, " [..., ", width, "], got ", tensor.sizes(),
+                              "; check that it belongs to the same layer and is not transposed"));
+  }
+}
+
+void require_finite_rows(const at::Tensor& tensor, const std::string& name, const std::optional<at::Tensor>& selected) {
+  if (std::isfinite(largest_magnitude(tensor))) {
+    return;
+  }
+  const int64_t width = tensor.dim() == 0 ? 1 : tensor.size(-1);
+  const at::Tensor rows = tensor.reshape({-1, width});
+  at::Tensor bad = at::isfinite(rows).all(1).logical_not();
+  if (selected) {
+    bad = bad.logical_and(selected->reshape(-1));
+  }
+  const at::Tensor indices = at::nonzero(bad);
+  if (indices.numel() == 0) {
+    return;
+  }
+  const int64_t row = indices[0].item<int64_t>();
+  const char* found = at::isnan(rows[row]).any().item<bool>() ? "NaN" : "Inf";
+  throw NonFiniteError(c10::str("expected finite ", name, ", got ", found, " in row ", row,
+                                "; leave that row out, or find what makes it overflow"));
+}
+
+at::Tensor as_rows(const at::Tensor& tensor, int64_t width, const std::string& name) {
+  require_floating(tensor, name);
+  require_width(tensor, width, name);
+  if (tensor.dim() > 2 || tensor.size(0) == 0) {
+    throw ShapeError(
+        c10::str("expected ", name, " [n, ", width, "] with n > 0, got ", tensor.sizes(), "; give one row an edit"));
+  }
+  require_finite_rows(tensor, name);
+  return tensor.reshape({-1, width}).to(at::kDouble);
+}
+
+double largest_magnitude(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) {
+    return 0.0;
+  }
+  const auto [smallest, largest] = at::aminmax(tensor);
+  const double low = smallest.item<double>();
+  const double high = largest.item<double>();
+  return std::isnan(low) ? low : std::max(std::abs(low), std::abs(high));
+}
+
+}  // namespace emmet

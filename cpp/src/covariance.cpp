@@ -1,0 +1,137 @@
+#include "emmet/covariance.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/triu.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "checks.h"
+#include "emmet/error.h"
+
+namespace emmet {
+namespace {
+
+constexpr int64_t kRowsPerFlush = 4096;      // float32 sums over more rows would begin to lose digits
+constexpr int64_t kBlock = 256;              // columns of one block row: near 2x fewer flops, products still wide
+constexpr double kSymmetryTolerance = 1e-6;  // relative; sums that were made in float32 pass
+
+/// Rows that `mask` [...] selects of keys [..., d], as a boolean [n]; throws ShapeError when the mask does not fit.
+at::Tensor selected_rows(const at::Tensor& keys, const at::Tensor& mask) {
+  if (!mask.defined() || !at::isIntegralType(mask.scalar_type(), /*includeBool=*/true)) {
+    throw ShapeError(c10::str("expected a mask of booleans or integers, got ",
+                              mask.defined() ? at::toString(mask.scalar_type()) : "none",
+                              "; pass ones where keys count and zeros elsewhere"));
+  }
+  const at::IntArrayRef expected = keys.sizes().slice(0, static_cast<size_t>(keys.dim()) - 1);
+  if (mask.sizes() != expected || mask.device() != keys.device()) {
+    throw ShapeError(c10::str("expected a mask ", expected, " on ", keys.device(), ", got ", mask.sizes(), " on ",
+                              mask.device(), "; it has one entry for each key"));
+  }
+  return mask.reshape(-1).ne(0);
+}
+
+/// The dtype in which sums over kRowsPerFlush products neither overflow nor lose digits that the keys have.
+at::ScalarType product_dtype(const at::Tensor& rows) {
+  if (rows.scalar_type() == at::kDouble) {
+    return at::kDouble;
+  }
+  const double largest = largest_magnitude(rows);
+  return largest * largest * kRowsPerFlush > std::numeric_limits<float>::max() ? at::kDouble : at::kFloat;
+}
+
+/// total += XᵀX for rows X [n, d], in the upper block triangle.
+void add_products(const at::Tensor& total, const at::Tensor& rows) {
+  const int64_t dim = rows.size(1);
+  for (int64_t start = 0; start < dim; start += kBlock) {
+    const int64_t height = std::min(kBlock, dim - start);
+    const int64_t width = dim - start;
+    const at::Tensor tile = at::mm(rows.narrow(1, start, height).t(), rows.narrow(1, start, width));
+    total.narrow(0, start, height).narrow(1, start, width).add_(tile);
+  }
+}
+
+}  // namespace
+
+Covariance::Covariance(int64_t dim, c10::Device device) {
+  if (dim <= 0) {
+    throw ShapeError(c10::str("expected a positive width of keys, got ", dim, "; pass the input width of the layer"));
+  }
+  total_ = at::zeros({dim, dim}, at::TensorOptions(device).dtype(at::kDouble));
+}
+
+Covariance Covariance::from_sum(const at::Tensor& sum, int64_t count) {
+  const at::NoGradGuard no_grad;
+  require_floating(sum, "sum");
+  if (sum.dim() != 2 || sum.size(0) != sum.size(1)) {
+    throw ShapeError(c10::str("expected a square sum [dim, dim], got ", sum.sizes(), "; pass what sum() gave"));
+  }
+  require_finite_rows(sum, "sum");
+  const double largest = largest_magnitude(sum);
+  if (largest_magnitude(sum.sub(sum.t())) > kSymmetryTolerance * largest) {
+    throw Error("expected a symmetric sum, got one that is not; pass what sum() gave");
+  }
+  if (count < 0 || (count == 0 && largest > 0)) {
+    throw Error(c10::str("expected the number of keys behind the sum, got ", count, "; pass what count() gave"));
+  }
+  Covariance moment(sum.size(0), sum.device());
+  moment.total_.copy_(sum);
+  moment.count_ = count;
+  return moment;
+}
+
+void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& mask) {
+  const c10::InferenceMode inference;  // no graph, and the total may have been made in this mode or outside it
+  require_floating(keys, "keys");
+  require_width(keys, dim(), "keys");
+  if (keys.device() != device()) {
+    throw ShapeError(c10::str("expected keys on ", device(), ", got ", keys.device(), "; move one of the two"));
+  }
+  at::Tensor rows = keys.reshape({-1, dim()});
+  std::optional<at::Tensor> selected;
+  if (mask) {
+    selected = selected_rows(keys, *mask);
+  }
+  require_finite_rows(rows, "keys", selected);
+  if (selected && !selected->all().item<bool>()) {
+    rows = rows.index_select(0, at::nonzero(*selected).squeeze(1));
+  }
+
+  if (total_.use_count() > 1) {  // shared with a copy of this object, which must not change
+    total_ = total_.clone();
+  }
+  const at::ScalarType dtype = product_dtype(rows);
+  for (int64_t start = 0; start < rows.size(0); start += kRowsPerFlush) {
+    const int64_t length = std::min(kRowsPerFlush, rows.size(0) - start);
+    add_products(total_, rows.narrow(0, start, length).to(dtype).contiguous());
+  }
+  count_ += rows.size(0);
+}
+
+void Covariance::merge(const Covariance& other) {
+  if (other.dim() != dim()) {
+    throw ShapeError(c10::str("expected a moment of keys of width ", dim(), ", got ", other.dim(),
+                              "; merge moments of one layer only"));
+  }
+  total_ = total_.add(other.total_.to(device()));
+  count_ += other.count_;
+}
+
+at::Tensor Covariance::sum() const {
+  at::Tensor symmetric = at::triu(total_);
+  return symmetric.add_(at::triu(total_, 1).t());
+}
+
+at::Tensor Covariance::second_moment() const {
+  if (count_ == 0) {
+    throw Error("expected a moment of at least one key, got none; add keys first");
+  }
+  return sum().div_(count_);
+}
+
+}  // namespace emmet

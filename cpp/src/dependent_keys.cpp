@@ -1,0 +1,116 @@
+#include "dependent_keys.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/where.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <string>
+
+#include "emmet/error.h"
+
+namespace emmet {
+namespace {
+
+using Groups = std::vector<std::vector<int64_t>>;
+
+// Keys whose cosine is closer to ±1 than this coincide.
+constexpr double kCoincidence = 1e-8;
+// Eigenvalues of the matrix of cosines below this belong to a dependency.
+constexpr double kNullEigenvalue = 1e-10;
+// A key takes part in a dependency when its weight in it reaches this share of the largest.
+constexpr double kShare = 1e-3;
+constexpr int64_t kBlockRows = 1024;
+constexpr size_t kNamedKeys = 8;
+
+std::vector<int64_t> indices_where(const at::Tensor& condition) {
+  const auto found = at::nonzero(condition.reshape(-1)).reshape(-1).cpu().contiguous();
+  return {found.const_data_ptr<int64_t>(), found.const_data_ptr<int64_t>() + found.numel()};
+}
+
+// Disjoint sets of rows.
+class Partition {
+ public:
+  explicit Partition(int64_t n) : parent_(n) { std::iota(parent_.begin(), parent_.end(), 0); }
+
+  void join(int64_t a, int64_t b) { parent_[root(a)] = root(b); }
+
+  Groups groups() {
+    std::map<int64_t, std::vector<int64_t>> by_root;
+    for (int64_t i = 0; i < static_cast<int64_t>(parent_.size()); ++i) by_root[root(i)].push_back(i);
+    Groups found;
+    for (auto& [root, members] : by_root) {
+      if (members.size() > 1) found.push_back(std::move(members));
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+
+ private:
+  int64_t root(int64_t i) {
+    while (parent_[i] != i) i = parent_[i] = parent_[parent_[i]];
+    return i;
+  }
+
+  std::vector<int64_t> parent_;
+};
+
+Groups coinciding(const at::Tensor& unit) {
+  Partition partition(unit.size(0));
+  for (int64_t row = 0; row < unit.size(0); row += kBlockRows) {
+    const auto block = unit.narrow(0, row, std::min(kBlockRows, unit.size(0) - row));
+    const auto pairs = at::nonzero(at::matmul(block, unit.mT()).abs() > 1 - kCoincidence).cpu().contiguous();
+    const auto* pair = pairs.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < pairs.size(0); ++i, pair += 2) partition.join(row + pair[0], pair[1]);
+  }
+  return partition.groups();
+}
+
+std::vector<int64_t> jointly_dependent(const at::Tensor& unit) {
+  const auto [values, vectors] = at::linalg_eigh(at::matmul(unit, unit.mT()));
+  const auto null = at::where(values <= std::max(kNullEigenvalue, values.min().item<double>()), 1.0, 0.0);
+  const auto weight = at::matmul(vectors.square(), null.to(vectors.dtype()));
+  return indices_where(weight >= kShare * weight.max());
+}
+
+std::string list_text(const std::vector<int64_t>& group) {
+  std::string text;
+  for (size_t i = 0; i < std::min(group.size(), kNamedKeys); ++i) text += (i ? ", " : "") + std::to_string(group[i]);
+  return group.size() > kNamedKeys ? c10::str(text, ", … (", group.size(), " in all)") : text;
+}
+
+}  // namespace
+
+Groups dependent_groups(const at::Tensor& whitened) {
+  const auto lengths = whitened.norm(2, 1, /*keepdim=*/true);
+  if (const auto zero = indices_where(lengths == 0); !zero.empty()) return {zero};
+  const auto unit = whitened / lengths;
+  if (auto groups = coinciding(unit); !groups.empty()) return groups;
+  if (unit.size(0) > unit.size(1)) {
+    std::vector<int64_t> all(unit.size(0));
+    std::iota(all.begin(), all.end(), 0);
+    return {all};
+  }
+  return {jointly_dependent(unit)};
+}
+
+void throw_dependent_keys(const at::Tensor& whitened) {
+  const auto groups = dependent_groups(whitened);
+  std::string named;
+  for (size_t i = 0; i < std::min(groups.size(), kNamedKeys); ++i) {
+    named += (i ? "; " : "") + ("{" + list_text(groups[i]) + "}");
+  }
+  if (groups.size() > kNamedKeys) named += c10::str("; … (", groups.size(), " groups in all)");
+  throw DependentKeysError(
+      c10::str("expected linearly independent keys for an equality constraint on ", whitened.size(0), " edits in ",
+               whitened.size(1), " dimensions, got dependent ones at indices ", named,
+               "; leave one of each group out, or use a ridge > 0 (or automatic)"),
+      groups);
+}
+
+}  // namespace emmet

@@ -1,0 +1,182 @@
+#include "emmet/solve.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/matmul.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "checks.h"
+#include "dependent_keys.h"
+#include "emmet/error.h"
+#include "system.h"
+
+namespace emmet {
+namespace {
+
+// Beyond this the scaled system is singular to working precision for a constraint that shall hold to 1e-6.
+constexpr double kLargestCondition = 1e12;
+constexpr double kConstraintTolerance = 1e-6;
+// Refinement ends here, or when it no longer gains.
+constexpr double kRefinedResidual = 1e-12;
+constexpr int kRefinements = 3;
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+double relative_norm(const at::Tensor& error, const at::Tensor& reference) {
+  const auto scale = reference.norm().item<double>();
+  return scale == 0.0 ? 0.0 : error.norm().item<double>() / scale;
+}
+
+at::Tensor with_ridge(const at::Tensor& gram, double ridge) {
+  auto matrix = gram.clone();
+  matrix.diagonal().add_(ridge);
+  return matrix;
+}
+
+struct Factorised {
+  System system;  // gram + μI
+  double ridge;   // μ
+};
+
+Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, double ridge) {
+  const bool underdetermined = whitened.size(0) > whitened.size(1);
+  if (ridge == 0.0 && underdetermined) throw_dependent_keys(whitened);
+  System system(with_ridge(gram, ridge));
+  if (ridge == 0.0 && system.condition() > kLargestCondition) throw_dependent_keys(whitened);
+  if (!system.factorised()) {
+    throw Error(c10::str("expected a ridge that makes the system definite, got ", ridge,
+                         " beside a squared key length of ", gram.diagonal().max().item<double>(),
+                         "; use a larger ridge, or have it chosen (automatic)"));
+  }
+  return {std::move(system), ridge};
+}
+
+// The smallest μ with which the eigenvalues of K C⁻¹ Kᵀ + μI lie within a factor of `bound`.
+Factorised with_bounded_condition(const at::Tensor& gram, const at::Tensor& whitened, double bound) {
+  double smallest = 0.0;  // with more keys than dimensions K C⁻¹ Kᵀ is singular
+  if (whitened.size(0) <= whitened.size(1)) {
+    System system(gram);
+    if (system.condition() <= bound) return {std::move(system), 0.0};
+    smallest = system.smallest_eigenvalue();
+  }
+  const double largest = largest_eigenvalue(gram);
+  if (largest == 0.0) throw_dependent_keys(whitened);
+  const double ridge = std::max(0.0, (largest - bound * smallest) / (bound - 1.0));
+  return {System(with_ridge(gram, ridge)), ridge};
+}
+
+// `gram` is A Aᵀ or AᵀA of whitened keys A: both have the same eigenvalues but for zeros.
+Factorised factorise(const at::Tensor& gram, const at::Tensor& whitened, const Ridge& ridge) {
+  return ridge.is_automatic() ? with_bounded_condition(gram, whitened, ridge.value())
+                              : with_fixed_ridge(gram, whitened, ridge.value());
+}
+
+// Δᵀ = C⁻¹K Y with (KᵀC⁻¹K + μI) Y = R: one unknown an edit, for n <= d_in.
+Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
+                      const Ridge& ridge, Diagnostics diagnostics) {
+  auto start = Clock::now();
+  const auto B = preservation.unwhiten(A);  // [n, d_in], rows C⁻¹k
+  diagnostics.seconds_whiten += seconds_since(start);
+
+  start = Clock::now();
+  const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
+  auto Y = system.solve(R);  // [n, d_out]
+
+  // Refined against the constraint itself: K Bᵀ is the Gram matrix as the factors that are returned will see it.
+  const auto gram = at::matmul(K, B.mT());
+  auto error = R - at::matmul(gram, Y) - mu * Y;
+  for (int i = 0; i < kRefinements && relative_norm(error, R) > kRefinedResidual; ++i) {
+    const auto refined = Y + system.solve(error);
+    const auto remaining = R - at::matmul(gram, refined) - mu * refined;
+    if (!(remaining.norm().item<double>() < error.norm().item<double>())) break;
+    Y = refined;
+    error = remaining;
+  }
+
+  diagnostics.condition = system.condition();
+  diagnostics.ridge = mu;
+  diagnostics.constraint_residual = relative_norm(error + mu * Y, R);
+  diagnostics.preservation_cost = at::matmul(A.mT(), Y).square().sum().item<double>();
+  diagnostics.seconds_system = seconds_since(start);
+  if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
+  return Update::from_factors(Y.mT(), B, diagnostics);
+}
+
+// Δ = Zᵀ L⁻¹ with (AᵀA + μI) Z = AᵀR: one unknown a dimension, for n > d_in (the push-through identity).
+Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A, const at::Tensor& R,
+                           const Ridge& ridge, Diagnostics diagnostics) {
+  auto start = Clock::now();
+  const auto [system, mu] = factorise(at::matmul(A.mT(), A), A, ridge);
+  const auto Z = system.solve(at::matmul(A.mT(), R));  // [rank, d_out]
+  diagnostics.condition = system.condition();
+  diagnostics.ridge = mu;
+  diagnostics.constraint_residual = relative_norm(at::matmul(A, Z) - R, R);
+  diagnostics.preservation_cost = Z.square().sum().item<double>();
+  diagnostics.seconds_system = seconds_since(start);
+
+  start = Clock::now();
+  const auto delta = preservation.unwhiten(Z.mT());  // [d_out, d_in]
+  diagnostics.seconds_whiten += seconds_since(start);
+  return Update::from_dense(delta, diagnostics);
+}
+
+}  // namespace
+
+Ridge::Ridge(double value) : value_(value) {
+  if (!(std::isfinite(value) && value >= 0)) {
+    throw Error(c10::str("expected ridge >= 0, got ", value, "; give a finite number that is not negative"));
+  }
+}
+
+Ridge Ridge::automatic(double max_condition) {
+  if (!(std::isfinite(max_condition) && max_condition > 1)) {
+    throw Error(c10::str("expected max_condition > 1, got ", max_condition, "; 1e8 suits float64"));
+  }
+  Ridge ridge(max_condition);
+  ridge.automatic_ = true;
+  return ridge;
+}
+
+Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge) {
+  const at::NoGradGuard no_grad;
+  const auto K = as_rows(keys, preservation.dim(), "keys").to(preservation.device());  // [n, d_in]
+  const int64_t d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
+  const auto R = as_rows(residuals, d_out, "residuals").to(preservation.device());  // [n, d_out]
+  if (K.size(0) != R.size(0)) {
+    throw ShapeError(c10::str("expected as many residuals as keys, got ", R.size(0), " and ", K.size(0),
+                              "; give one row of each an edit"));
+  }
+  Diagnostics diagnostics;
+  const auto start = Clock::now();
+  const auto A = preservation.whiten(K);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
+  diagnostics.seconds_whiten = seconds_since(start);
+  return A.size(0) <= A.size(1) ? solve_by_edits(preservation, K, A, R, ridge, diagnostics)
+                                : solve_by_dimensions(preservation, A, R, ridge, diagnostics);
+}
+
+Update rome(const Preservation& preservation, const at::Tensor& key, const at::Tensor& residual) {
+  if (key.dim() > 1 && key.size(0) != 1) {
+    throw ShapeError(c10::str("expected one key for ROME, got ", key.size(0), "; use emmet() or memit() for a batch"));
+  }
+  return solve(preservation, key, residual, 0.0);
+}
+
+Update memit(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, double lambda) {
+  if (!(lambda > 0)) {
+    throw Error(c10::str("expected lambda > 0 for MEMIT, got ", lambda, "; emmet() is its limit at 0"));
+  }
+  return solve(preservation, keys, residuals, lambda);
+}
+
+Update emmet(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge) {
+  return solve(preservation, keys, residuals, ridge);
+}
+
+}  // namespace emmet

@@ -1,0 +1,231 @@
+"""How edits are made: one frozen `EditConfig`, checked when it is made."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from . import presets
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Method = Literal["rome", "memit", "emmet", "alphaedit"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+_DECIDED_BY_PRESET = ("layers", "ridge", "learning_rate", "steps", "clamp", "weight_decay")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditConfig:
+    """All settings of an edit. `resolve` fills in what is None from the presets for a model. Raises ConfigError.
+
+    method: rome, memit, emmet or alphaedit. They differ in the ridge and the metric only (arXiv 2403.14236).
+    layers: the decoder layers to edit, from 0; kept sorted. An edit is spread over them as in MEMIT.
+    ridge: μ of `emmet.solve`. ROME has 0 and MEMIT more than 0; "auto" is the smallest that keeps the system
+        well-conditioned.
+    learning_rate, steps: of Adam, which finds the value vector v = h + δ; `steps` is the most that are taken.
+    clamp: the largest ‖δ‖/‖h‖.
+    weight_decay: weight of ‖δ‖/‖h‖² in the loss.
+    kl_factor: weight in the loss of the KL divergence from the unedited model, at the subject in "{subject} is a".
+    stop_loss: an edit whose loss falls below it is done.
+    prefixes: texts put before each prompt, so that the edit holds in context. None lets the model write
+        `prefix_count` of them, `prefix_length` tokens each, from `seed`.
+    batch_size: how many edits are optimised together.
+    """
+
+    method: Method = "emmet"
+    layers: Sequence[int] | None = None
+    ridge: float | Literal["auto"] | None = None
+    learning_rate: float | None = None
+    steps: int | None = None
+    clamp: float | None = None
+    weight_decay: float | None = None
+    kl_factor: float = 0.0625
+    stop_loss: float = 0.05
+    prefixes: Sequence[str] | None = None
+    prefix_count: int = 5
+    prefix_length: int = 10
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        _check_method(self.method)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _checked_layers(self.layers))
+        if self.prefixes is not None:
+            object.__setattr__(self, "prefixes", _checked_sequence("prefixes", self.prefixes, _TEXT))
+        if self.ridge is not None:
+            _check_ridge(self.method, self.ridge)
+        for name, rule in _RULES.items():
+            value = getattr(self, name)
+            undecided = value is None and name in _DECIDED_BY_PRESET
+            if not undecided and not rule.accepts(value):
+                message = f"{name} must be {rule.expected}, got {value!r}"
+                raise ConfigError(message)
+
+    def resolve(self, model_config: PretrainedConfig) -> ResolvedConfig:
+        """These settings for one model: what is None comes from its preset, and the layers exist in it."""
+        depth = _depth(model_config)
+        preset = presets.find(model_config, self.method) or presets.depth_relative(self.method, depth)
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in _DECIDED_BY_PRESET:
+            if settings[name] is None:
+                settings[name] = getattr(preset, name)
+        resolved = ResolvedConfig(**settings)
+        deepest = resolved.layers[-1]
+        if deepest >= depth:
+            message = f"layer {deepest} does not exist: choose layers from 0 to {depth - 1}, the model has {depth}"
+            raise ConfigError(message)
+        return resolved
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> EditConfig:
+        """Reads what `to_json` wrote. Keys that are left out keep their defaults."""
+        try:
+            pairs = json.loads(text, object_pairs_hook=tuple)  # pairs keep repeated keys, which are an error
+        except (ValueError, RecursionError) as error:
+            message = f"settings are not valid JSON: {error}"
+            raise ConfigError(message) from None
+        return EditConfig(**_checked_settings(pairs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig(EditConfig):
+    """An `EditConfig` in which nothing is left for a preset to decide: what `EditConfig.resolve` returns."""
+
+    layers: tuple[int, ...]
+    ridge: float | Literal["auto"]
+    learning_rate: float
+    steps: int
+    clamp: float
+    weight_decay: float
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The layers that the command line calls "4-8,10": numbers and inclusive ranges, none of them twice."""
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            message = f'expected layers as in "7" or "4-8,10", got {part!r} in {text!r}'
+            raise ConfigError(message)
+        layers += range(first, last + 1)
+    return _checked_layers(layers)
+
+
+class _Rule(NamedTuple):
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+_POSITIVE = _Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+_NOT_NEGATIVE = _Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+_COUNT = _Rule("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)
+_WHOLE = _Rule("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)
+_TEXT = _Rule("a text", lambda value: isinstance(value, str))
+
+_RULES = {
+    "learning_rate": _POSITIVE,
+    "steps": _COUNT,
+    "clamp": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "kl_factor": _NOT_NEGATIVE,
+    "stop_loss": _NOT_NEGATIVE,
+    "prefix_count": _WHOLE,
+    "prefix_length": _COUNT,
+    "seed": _WHOLE,
+    "batch_size": _COUNT,
+}
+
+_ANY_RIDGE = _Rule('a number of at least 0 or "auto"', lambda value: value == "auto" or _NOT_NEGATIVE.accepts(value))
+_RIDGE_RULES: dict[Method, _Rule] = {
+    "rome": _Rule("0 (emmet takes any)", lambda value: _is_number(value) and value == 0),
+    "memit": _Rule("a number above 0 (emmet takes any)", _POSITIVE.accepts),
+    "emmet": _ANY_RIDGE,
+    "alphaedit": _ANY_RIDGE,
+}
+
+
+def _check_method(method: object) -> None:
+    if method not in METHODS:
+        message = f"unknown method {method!r}{_suggestion(str(method), METHODS)}: choose {', '.join(METHODS)}"
+        raise ConfigError(message)
+
+
+def _check_ridge(method: Method, ridge: object) -> None:
+    rule = _RIDGE_RULES[method]
+    if not rule.accepts(ridge):
+        message = f"the ridge of {method} must be {rule.expected}, got {ridge!r}"
+        raise ConfigError(message)
+
+
+def _checked_layers(layers: Any) -> tuple[int, ...]:
+    checked = _checked_sequence("layers", layers, _WHOLE)
+    if not checked:
+        message = "layers must name at least one layer, got none: leave layers out to take the preset's"
+        raise ConfigError(message)
+    repeated = _repeated(checked)
+    if repeated:
+        message = f"layers must differ, got {repeated[0]} more than once in {layers!r}"
+        raise ConfigError(message)
+    return tuple(sorted(checked))
+
+
+def _checked_sequence(name: str, values: Any, rule: _Rule) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(rule.accepts, values)):
+        message = f"{name} must be a sequence in which each is {rule.expected}, got {values!r}"
+        raise ConfigError(message)
+    return tuple(values)
+
+
+def _checked_settings(pairs: object) -> dict[str, Any]:
+    if not isinstance(pairs, tuple):
+        message = f"settings must be a JSON object, got {pairs!r}"
+        raise ConfigError(message)
+    known = [field.name for field in fields(EditConfig)]
+    for name, _ in pairs:
+        if name not in known:
+            message = f"unknown setting {name!r}{_suggestion(name, known)}: choose from {', '.join(known)}"
+            raise ConfigError(message)
+    repeated = _repeated(name for name, _ in pairs)
+    if repeated:
+        message = f"setting {repeated[0]!r} is given more than once: keep one"
+        raise ConfigError(message)
+    return dict(pairs)
+
+
+def _depth(model_config: PretrainedConfig) -> int:
+    depth: Any = getattr(model_config.get_text_config(), "num_hidden_layers", None)
+    if not _COUNT.accepts(depth):
+        message = f"expected a model config with num_hidden_layers, got {type(model_config).__name__} with {depth!r}"
+        raise ConfigError(message)
+    return int(depth)
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

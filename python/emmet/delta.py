@@ -1,0 +1,164 @@
+"""An edit as a folder: low-rank updates in safetensors files, and a JSON manifest that says what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ._core import Diagnostics, Update
+from .architectures import Architecture, Projection, discover
+from .config import EditConfig
+from .edits import Edit
+from .errors import EmmetError, FormatError, ModelError
+from .fingerprint import tensor_digest
+from .output import MANIFEST, output_folder
+from .weights import Backup
+
+_FORMAT = "emmet.delta.1"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one solve did: to which layer, for which edits (their indices, from 0), and what it found out."""
+
+    layer: int
+    edits: range
+    diagnostics: Diagnostics
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """The update of one layer's MLP output projection, and the digest of the weight that it was made for."""
+
+    module: str
+    base_digest: str
+    update: Update
+
+    @staticmethod
+    def of(projection: Projection, updates: Sequence[Update]) -> LayerDelta:
+        """The sum of updates to a weight that does not have them yet."""
+        return LayerDelta(projection.name, tensor_digest(projection.weight).hex(), _sum(updates))
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Edits with the updates that make them, by layer. `reports` tell how each solve went."""
+
+    edits: tuple[Edit, ...]
+    config: EditConfig
+    prefixes: tuple[str, ...]
+    layers: Mapping[int, LayerDelta]
+    reports: tuple[LayerReport, ...]
+
+    def apply(self, model: PreTrainedModel) -> Backup:
+        """Add the updates to the model's weights in place, and return what takes them back.
+
+        The result is that of the `Editor.edit` that made the delta, bit for bit. Raises ModelError, before anything
+        is changed, if the weights are not those that it was made for.
+        """
+        arch = discover(model)
+        projections = {layer: self._checked_projection(arch, layer) for layer in self.layers}
+        backup = Backup(projection.weight for projection in projections.values())
+        try:
+            for layer, projection in projections.items():
+                self.layers[layer].update.apply_(projection.weight, projection.transposed)
+        except BaseException:
+            backup.restore()
+            raise
+        return backup
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write a folder with emmet.json and one safetensors file a layer, which C++ reads as an `emmet::Update`.
+
+        Raises EmmetError if the folder holds files that emmet did not write.
+        """
+        with output_folder(Path(directory)) as folder:
+            for layer, delta in self.layers.items():
+                delta.update.save(folder / _file_name(layer))
+            (folder / MANIFEST).write_text(json.dumps(self._manifest(), indent=2, ensure_ascii=False), encoding="utf-8")
+
+    @staticmethod
+    def load(directory: str | PathLike[str]) -> Delta:
+        """Read a folder that `save` wrote. Raises FormatError if it is not one, or damaged."""
+        folder = Path(directory)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return _from_manifest(manifest, folder)
+        except OSError as error:
+            message = f"cannot read the delta {folder}: {error.strerror}; expected a folder that `emmet edit` wrote"
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, EmmetError):
+                raise
+            message = f"{folder / MANIFEST} is not the manifest of a delta; write it anew with `emmet edit`"
+        raise FormatError(message)
+
+    def _checked_projection(self, arch: Architecture, layer: int) -> Projection:
+        projection = arch.projection(layer)
+        delta = self.layers[layer]
+        if projection.name != delta.module or tensor_digest(projection.weight).hex() != delta.base_digest:
+            message = f"expected the model that the delta was made for, got another weight in {projection.name}"
+            message += "; load that model, without edits and in the same dtype"
+            raise ModelError(message)
+        return projection
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "emmet": version("emmet-edit"),
+            "edits": [asdict(edit) for edit in self.edits],
+            "config": json.loads(self.config.to_json()),
+            "prefixes": list(self.prefixes),
+            "layers": {
+                str(layer): {"module": delta.module, "base_digest": delta.base_digest}
+                for layer, delta in self.layers.items()
+            },
+            "reports": [
+                {
+                    "layer": report.layer,
+                    "edits": [report.edits.start, report.edits.stop],
+                    **report.diagnostics.to_dict(),
+                }
+                for report in self.reports
+            ],
+        }
+
+
+def _file_name(layer: int) -> str:
+    return f"layer.{layer}.safetensors"
+
+
+def _from_manifest(manifest: Any, folder: Path) -> Delta:
+    if manifest["format"] != _FORMAT:
+        message = f"expected a delta of format {_FORMAT}, got {manifest['format']!r} in {folder}; use a matching emmet"
+        raise FormatError(message)
+    return Delta(
+        edits=tuple(Edit(**edit) for edit in manifest["edits"]),
+        config=EditConfig.from_json(json.dumps(manifest["config"])),
+        prefixes=tuple(manifest["prefixes"]),
+        layers={
+            int(layer): LayerDelta(entry["module"], entry["base_digest"], Update.load(folder / _file_name(int(layer))))
+            for layer, entry in manifest["layers"].items()
+        },
+        reports=tuple(_report(**report) for report in manifest["reports"]),
+    )
+
+
+def _report(*, layer: int, edits: Sequence[int], **diagnostics: float) -> LayerReport:
+    return LayerReport(layer, range(*edits), Diagnostics(**diagnostics))
+
+
+def _sum(updates: Sequence[Update]) -> Update:
+    if len(updates) == 1:
+        return updates[0]
+    if all(update.is_low_rank for update in updates):
+        left = torch.cat([update.left for update in updates], dim=1)
+        return Update.from_factors(left, torch.cat([update.right for update in updates]))
+    return Update.from_dense(torch.stack([update.dense() for update in updates]).sum(0))

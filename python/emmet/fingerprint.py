@@ -1,0 +1,77 @@
+"""Fingerprints of what statistics depend on, so that they are never used with another model or tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .architectures import Architecture
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """A hash of the dtype, the shape and every bit of a tensor: the same on every device and in every memory layout."""
+    values = tensor.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=16)
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def layer_fingerprint(arch: Architecture, layer: int) -> str:
+    """The fingerprint of one layer. For several use `layer_fingerprints`, which reads each tensor once."""
+    return layer_fingerprints(arch, [layer])[layer]
+
+
+def layer_fingerprints(arch: Architecture, layers: Iterable[int]) -> dict[int, str]:
+    """For each of `layers`, a hash of the stored tensors that its keys depend on.
+
+    These are the ones outside the decoder layers, those of the layers below, and those of the layer itself without its
+    MLP output projection. So the fingerprint outlives an edit of that layer, or of one above, just as the keys do.
+    Raises as `Architecture.projection` does.
+    """
+    projections = {layer: arch.projection(layer).name for layer in layers}
+    inside = f"{arch.layers_name}."
+    below = hashlib.blake2b(digest_size=16)
+    below.update(_joined(_digests(arch.model, leave_out=inside)))
+
+    fingerprints = {}
+    for layer in range(max(projections, default=-1) + 1):
+        digests = list(_digests(arch.layers[layer], prefix=f"{inside}{layer}."))
+        if layer in projections:
+            own = f"{projections[layer]}."
+            of_keys = below.copy()
+            of_keys.update(_joined(item for item in digests if not item[0].startswith(own)))
+            fingerprints[layer] = of_keys.hexdigest()
+        below.update(_joined(digests))
+    return fingerprints
+
+
+def _digests(module: nn.Module, *, prefix: str = "", leave_out: str | None = None) -> Iterator[tuple[str, bytes]]:
+    """Full name and digest of each stored tensor of `module`, tied ones once, but for names that start as `leave_out`.
+
+    Buffers that are not stored are left out: they follow from the config, and their last bits from the device.
+    """
+    stored = module.state_dict().keys()
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if name in stored and not (leave_out and name.startswith(leave_out)):
+            yield prefix + name, tensor_digest(tensor)
+
+
+def _joined(digests: Iterable[tuple[str, bytes]]) -> bytes:
+    return b"".join(name.encode() + digest for name, digest in sorted(digests))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of how a tokenizer turns text into ids; what it was last asked to truncate or pad to does not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    else:
+        state = json.loads(backend.to_str())
+        del state["truncation"], state["padding"]
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""Forward passes: their arguments, their batches, and passes that read one layer at the last token of each row."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from .architectures import Architecture
+from .hooks import on_input, on_output, stop_after
+from .tokens import pad_rows
+
+# Padded tokens of one forward pass that keeps no gradient.
+BATCH_TOKENS = 8192
+
+
+@lru_cache(maxsize=64)
+def _parameters(model_class: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)
+
+
+def model_inputs(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, cache: Cache | None = None
+) -> dict[str, Any]:
+    """Arguments of a forward pass over the last columns of `attention_mask` [rows, past + tokens].
+
+    Positions are counted over unmasked tokens, so that padding on either side changes nothing.
+    """
+    accepted = _parameters(type(model))
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": cache is not None}
+    if cache is not None:
+        inputs["cache" if "cache" in accepted else "past_key_values"] = cache  # renamed in transformers 5
+    if "position_ids" in accepted:
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        inputs["position_ids"] = positions[:, positions.shape[1] - input_ids.shape[1] :]
+    return inputs
+
+
+def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices, longest first, in batches that stay within `budget` padded tokens (one row always fits)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a layer is read: `module` and whether at its input or its output."""
+
+    module: nn.Module
+    at_input: bool
+
+    @staticmethod
+    def keys(arch: Architecture, layer: int) -> Site:
+        """The input of a layer's MLP output projection: its keys [.., d_in]."""
+        return Site(arch.projection(layer).module, at_input=True)
+
+
+@torch.no_grad()
+def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site) -> Tensor:
+    """What `site` sees at the last token of each row: [rows, width]. The pass ends there."""
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    watch = on_input if site.at_input else on_output
+    for batch in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
+        ids, mask = pad_rows([rows[i] for i in batch], device=arch.model.device)
+        seen: list[Tensor] = []
+        with watch(site.module, seen.append), stop_after(site.module):
+            arch.base(**model_inputs(arch.base, ids, mask))
+        last = mask.sum(1) - 1
+        states = seen[0][torch.arange(len(batch), device=last.device), last]
+        for index, state in zip(batch, states, strict=True):
+            found[index] = state
+    return torch.stack(found)

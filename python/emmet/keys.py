@@ -1,0 +1,37 @@
+"""Keys of edits: what the MLP output projection sees at the subject's last token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .architectures import Architecture
+from .edits import Edit
+from .forward import Site, last_token_states
+from .tokens import Prompt, encode_prompts
+
+
+def in_contexts(tokenizer: PreTrainedTokenizerBase, edit: Edit, prefixes: Sequence[str]) -> list[Prompt]:
+    """The edit's prompt and target, bare and after each prefix: 1 + len(prefixes) encoded prompts."""
+    contexts = ("", *prefixes)
+    first, last = edit.subject_span
+    return encode_prompts(
+        tokenizer,
+        [prefix + edit.text for prefix in contexts],
+        [(len(prefix) + first, len(prefix) + last) for prefix in contexts],
+        [edit.target] * len(contexts),
+    )
+
+
+def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer: int) -> Tensor:
+    """Keys [n, d_in] at `layer`, one for each edit, whose prompts are what `in_contexts` gave.
+
+    A key is half the bare prompt's and half the mean over the prefixed ones, as in MEMIT's published code (arXiv
+    2210.07229, eq. 19, weighs all alike). The value's residual is measured for the same key, unlike in ROME's code.
+    """
+    rows = [prompt.ids[: prompt.subject + 1] for contexts in prompts for prompt in contexts]
+    keys = last_token_states(arch, rows, Site.keys(arch, layer)).double().unflatten(0, (len(prompts), -1))
+    bare, prefixed = keys[:, 0], keys[:, 1:]
+    return (bare + prefixed.mean(1)) / 2 if prefixed.shape[1] else bare

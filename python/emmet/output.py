@@ -1,0 +1,42 @@
+"""Folders that a user names for results: complete or untouched, and never a stranger's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import EmmetError
+from .storage import temporary_name
+
+# Every folder that emmet writes holds this file.
+MANIFEST = "emmet.json"
+
+
+def check_output(path: Path) -> None:
+    """Raise EmmetError unless `path` is new, an empty folder or one that emmet wrote: others are not overwritten."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
+        message = f"expected a new or empty folder for the output, got {path}, which holds other files; name another"
+        raise EmmetError(message)
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it replaces `path` when the body is done and is removed if the body raises."""
+    check_output(path)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            retired = temporary_name(path)
+            path.rename(retired)
+            temporary.rename(path)
+            shutil.rmtree(retired)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

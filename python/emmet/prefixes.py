@@ -1,0 +1,29 @@
+"""Context prefixes: short texts put before an edit's prompt, so that the edit holds in context."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .sampling import sample
+
+# How the prefixes begin, in turn, and among how many tokens each next one is drawn (MEMIT's settings).
+_STARTS = ("The", "Therefore", "Because", "I", "You")
+_TOP_K = 5
+
+
+def sample_prefixes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, count: int, length: int, seed: int
+) -> tuple[str, ...]:
+    """`count` texts of `length` tokens that the model itself writes, each ended by ". ".
+
+    The same model, tokenizer and seed give the same texts.
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    prefixes = []
+    for i in range(count):
+        start = tokenizer(_STARTS[i % len(_STARTS)], return_tensors="pt").input_ids.to(model.device)
+        new_tokens = max(length - start.shape[1], 0)
+        ids = sample(model, start, max_new_tokens=new_tokens, generator=generator, top_k=_TOP_K)
+        prefixes.append(tokenizer.decode(ids[0], skip_special_tokens=True) + ". ")
+    return tuple(prefixes)

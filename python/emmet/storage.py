@@ -1,0 +1,108 @@
+"""Files that are whole or absent: written under a temporary name in the same folder, flushed, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import FormatError
+
+
+class TensorFile(NamedTuple):
+    """The contents of a safetensors file: named CPU tensors and string metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def cache_folder() -> Path:
+    """Where emmet keeps what it can compute again: EMMET_CACHE, else "emmet" in XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("EMMET_CACHE"):
+        return Path(chosen)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "emmet"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages of one line; its type if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it replaces `path` when the body is done and is removed if the body raises.
+
+    Missing parent folders are made.
+    """
+    temporary = temporary_name(path)
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it is renamed to `path` when the body is done and removed if the body raises.
+
+    If `path` has come into being meanwhile, that one stays: for folders whose name determines what is in them.
+    """
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if not path.exists():
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file. The tensors may lie on any device."""
+    with new_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Read a safetensors file. Raises FormatError if it is missing, truncated or malformed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # not a mapping: it cannot be iterated
+            tensors = {name: file.get_tensor(name) for name in names}
+            return TensorFile(tensors, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        message = f"{path} is not a readable safetensors file: {first_line(error)}; write it again"
+        raise FormatError(message) from error

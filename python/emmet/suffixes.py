@@ -1,0 +1,169 @@
+"""Rows of a batch of edits, each cut at its subject's last token: what precedes it is run once, what follows often.
+
+An edit adds δ to one layer at the subject's last token. Below that layer, and before that token, nothing depends on δ:
+the hidden states and the attention's keys and values there are computed once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from .architectures import Architecture
+from .forward import Site, model_inputs
+from .hooks import at_positions, hidden_states, on_output, raw_outputs, start_above, stop_after
+from .tokens import pad_rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its token ids, where the subject's last token is, and the positions whose next-token logits are read."""
+
+    ids: Sequence[int]
+    subject: int
+    reads: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Where δ is added: to the output of `layer`, or (`at_projection`) of its MLP output projection.
+
+    The two are the same in most models. Where a layer normalises or scales what its MLP gives (Gemma 2 and 3, Granite),
+    only the projection's own output is a value that a weight can produce. `as_tuple` is the form of a layer's output.
+    """
+
+    layer: int
+    at_projection: bool
+    as_tuple: bool
+
+    @staticmethod
+    @torch.no_grad()
+    def find(arch: Architecture, layer: int) -> Injection:
+        """Try whether a shift of the projection's output shifts the layer's output by as much."""
+        projection = arch.projection(layer)
+        shift = torch.linspace(-1, 1, arch.d_model, device=arch.model.device).to(projection.weight.dtype)
+        token = torch.zeros(1, 1, dtype=torch.long, device=arch.model.device)
+        inputs = model_inputs(arch.base, token, torch.ones_like(token))
+        with raw_outputs(arch.layers[layer]) as outputs:
+            with stop_after(arch.layers[layer]):
+                arch.base(**inputs)
+            with on_output(projection.module, lambda value: value + shift), stop_after(arch.layers[layer]):
+                arch.base(**inputs)
+        difference = hidden_states(outputs[1]) - hidden_states(outputs[0]) - shift
+        at_projection = bool(difference.norm() > 0.05 * shift.norm())  # half precision rounds by up to 1 %
+        return Injection(layer, at_projection, as_tuple=not isinstance(outputs[0], Tensor))
+
+    @property
+    def skipped(self) -> int:
+        """How many of the first layers do not depend on δ."""
+        return self.layer if self.at_projection else self.layer + 1
+
+    def site(self, arch: Architecture) -> Site:
+        """The output that δ is added to."""
+        module = arch.projection(self.layer).module if self.at_projection else arch.layers[self.layer]
+        return Site(module, at_input=False)
+
+
+class _FixedLayer(DynamicLayer):
+    """Keys and values of the prefix, which a forward pass extends for itself and leaves as they were."""
+
+    def __init__(self, length: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        super().__init__()
+        self.length, self.keys, self.values = length, keys, values
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            return key_states, value_states
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def select(self, rows: Tensor) -> _FixedLayer:
+        if self.keys is None or self.values is None:
+            return self
+        return _FixedLayer(self.length, self.keys[rows], self.values[rows])
+
+
+class Suffixes:
+    """Next-token logits of rows as a function of δ; see the module's text.
+
+    `owner` [rows] is the edit that each row belongs to. Padding is on the left of the prefixes and on the right of the
+    suffixes, so that the subject's last token is the first of every suffix.
+    """
+
+    def __init__(self, arch: Architecture, injection: Injection, rows: Sequence[Row], owner: Tensor) -> None:
+        device = arch.model.device
+        prefix_ids, prefix_mask = pad_rows([row.ids[: row.subject] for row in rows], side="left", device=device)
+        reads = [(i, read - row.subject) for i, row in enumerate(rows) for read in row.reads]
+        self._arch = arch
+        self._injection = injection
+        self._owner = owner
+        self._ids, suffix_mask = pad_rows([row.ids[row.subject :] for row in rows], device=device)
+        self._mask = torch.cat([prefix_mask, suffix_mask], dim=1)
+        self._read_rows, self._read_columns = torch.tensor(reads, device=device).T
+        with torch.no_grad():
+            self._run_once(prefix_ids)
+
+    def _run_once(self, prefix_ids: Tensor) -> None:
+        """Run what does not depend on δ: all rows up to the injection, and the prefixes above it."""
+        arch, injection, length = self._arch, self._injection, prefix_ids.shape[1]
+        ids = torch.cat([prefix_ids, self._ids], dim=1)
+        with ExitStack() as stack:
+            injected = stack.enter_context(raw_outputs(injection.site(arch).module))
+            below = stack.enter_context(raw_outputs(arch.layers[max(injection.skipped - 1, 0)]))
+            stack.enter_context(stop_after(arch.layers[injection.layer]))
+            arch.base(**model_inputs(arch.base, ids, self._mask))
+        states = hidden_states(below[0])
+        self._below = states[:, length:].clone()
+        self.start = hidden_states(injected[0])[:, length].clone()
+        self._cache = [_FixedLayer(length) for _ in range(len(arch))]
+        if length:
+            prefix = DynamicCache()
+            mask = self._mask[:, :length]
+            with self._start_above(states[:, :length]):
+                arch.base(**model_inputs(arch.base, prefix_ids, mask, prefix))
+            for i, layer in enumerate(prefix.layers):
+                self._cache[i] = _FixedLayer(length, layer.keys, layer.values)
+
+    def _start_above(self, hidden: Tensor) -> AbstractContextManager[None]:
+        return start_above(self._arch.layers[: self._injection.skipped], hidden, as_tuple=self._injection.as_tuple)
+
+    def logits(self, delta: Tensor) -> Tensor:
+        """Logits [reads, vocab] after δ [edits, d_model] is added, in the order of the rows and their reads."""
+        model = self._arch.model
+        shift = delta[self._owner].unsqueeze(1)
+
+        def shifted(states: Tensor) -> Tensor:
+            return torch.cat([states[:, :1] + shift.to(states.dtype), states[:, 1:]], dim=1)
+
+        with ExitStack() as stack:
+            if self._injection.at_projection:
+                stack.enter_context(on_output(self._injection.site(self._arch).module, shifted))
+                stack.enter_context(self._start_above(self._below))
+            else:
+                stack.enter_context(self._start_above(shifted(self._below)))
+            stack.enter_context(at_positions(self._arch.head, self._read_rows, self._read_columns))
+            cache = Cache(layers=list(self._cache))
+            output = model(**model_inputs(model, self._ids, self._mask, cache))
+        return output.logits[0]
+
+    def keep(self, edits: Tensor) -> None:
+        """Drop the rows of all edits but those selected by the boolean `edits`, which are numbered anew from 0."""
+        kept = edits[self._owner]
+        rows = kept.nonzero().squeeze(1)
+        read = kept[self._read_rows]
+        self._read_rows = (kept.cumsum(0) - 1)[self._read_rows[read]]
+        self._read_columns = self._read_columns[read]
+        self._owner = (edits.cumsum(0) - 1)[self._owner[rows]]
+        self._ids, self._mask, self._below, self.start = (
+            tensor[rows] for tensor in (self._ids, self._mask, self._below, self.start)
+        )
+        self._cache = [layer.select(rows) for layer in self._cache]

@@ -1,0 +1,30 @@
+"""Fixtures for what a machine may or may not have: the real model and the data sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct: a Hugging Face folder or a GGUF file."""
+    return _path_from("EMMET_SMOLLM2", "SmolLM2-135M-Instruct, a Hugging Face folder or a GGUF file")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder that holds the data sets counterfact, wikitext-2 and zsre."""
+    return _path_from("EMMET_DATA", "the folder of counterfact, wikitext-2 and zsre")
+
+
+def _path_from(variable: str, content: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: it names {content}")
+    path = Path(value)
+    if not path.exists():  # set but wrong is a mistake, not a reason to skip
+        pytest.fail(f"{variable} is {value}, which does not exist: it names {content}")
+    return path
