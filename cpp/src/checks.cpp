@@ -73,9 +73,7 @@ double largest_magnitude(const at::Tensor& tensor) {
     return 0.0;
   }
   const auto [smallest, largest] = at::aminmax(tensor);
-  const double low = smallest.item<double>();
-  const double high = largest.item<double>();
-  return std::isnan(low) ? low : std::max(std::abs(low), std::abs(high));
+  return std::max(std::abs(smallest.item<double>()), std::abs(largest.item<double>()));  // both are NaN if one entry is
 }
 
 }  // namespace emmet

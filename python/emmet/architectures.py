@@ -153,7 +153,7 @@ def _mlp_output(layer: nn.Module, layer_name: str, d_model: int) -> Projection:
     the last.
     """
     parts = dict(_outside_token_mixers(layer, layer_name))
-    _refuse_experts(parts, layer_name, d_model)
+    _refuse_experts(parts, layer_name)
     _refuse_quantised(parts)
     projections = list(_projections(parts))
     outputs = [
@@ -193,10 +193,10 @@ def _projections(parts: Mapping[str, nn.Module]) -> Iterator[Projection]:
             yield Projection(name, module, transposed=True, d_in=d_in, d_out=d_out)
 
 
-def _refuse_experts(parts: Mapping[str, nn.Module], layer_name: str, d_model: int) -> None:
+def _refuse_experts(parts: Mapping[str, nn.Module], layer_name: str) -> None:
     """Raise if a layer holds several MLPs: as a list of modules, or with their weights stacked in 3-D parameters."""
     for name, module in parts.items():
-        if _is_list_of_mlps(module) or any(_is_stack(weight, d_model) for weight in module.parameters(recurse=False)):
+        if _is_list_of_mlps(module) or any(_is_stack(weight) for weight in module.parameters(recurse=False)):
             message = f"{layer_name} is a mixture of experts ({name}): choose a layer or model with one MLP a layer"
             raise ModelError(message)
 
@@ -207,8 +207,8 @@ def _is_list_of_mlps(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len(linears) > len(module) > 1
 
 
-def _is_stack(weight: torch.Tensor, d_model: int) -> bool:
-    return weight.ndim == 3 and weight.shape[0] > 1 and d_model in weight.shape[1:]
+def _is_stack(weight: torch.Tensor) -> bool:
+    return weight.ndim == 3 and weight.shape[0] > 1
 
 
 def _refuse_quantised(parts: Mapping[str, nn.Module]) -> None:

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import EmmetError, StatisticsError
-from .progress import Progress, silent
+from .progress import Progress, silent, within
 from .sampling import sample
-from .storage import first_line
+from .storage import file_hash, first_line
 
 _HUB_PREFIX = "hf:"
 _SAMPLED = "self"
@@ -31,7 +31,6 @@ _SAMPLED_ROWS = 256
 # A text is cut into pieces of about one sequence; a token of ordinary text has four to five bytes.
 _BYTES_PER_TOKEN = 4
 _CHARACTER_BYTES = 4  # at most, in UTF-8
-_READ_SIZE = 1 << 20
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -131,30 +130,25 @@ class TextFile(_Text):
         return str(self.path)
 
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        with self._open() as file:
-            while block := file.read(_READ_SIZE):
-                digest.update(block)
-        return digest.hexdigest()
+        with self._readable():
+            return file_hash(self.path)
 
     def _pieces(self, size: int) -> Iterator[str]:
-        with self._open() as file:
+        with self._readable(), self.path.open("rb") as file:
             count = math.ceil(self.path.stat().st_size / size)
             for index in _spread(count):
                 file.seek(index * size)
-                block = file.read(size + _CHARACTER_BYTES - 1)
-                try:
-                    yield _whole_characters(block, size).decode()
-                except UnicodeDecodeError as error:
-                    message = f"{self.path} is not text in UTF-8 (near byte {index * size}): give a plain text file"
-                    raise StatisticsError(message) from error
+                yield _whole_characters(file.read(size + _CHARACTER_BYTES - 1), size).decode()
 
-    def _open(self) -> BinaryIO:
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            return self.path.open("rb")
+            yield
+        except UnicodeDecodeError as error:
+            message = f"{self.path} is not a text file in UTF-8: convert it, or give another corpus"
+            raise StatisticsError(message) from error
         except OSError as error:
-            reason = error.strerror or first_line(error)
-            message = f"cannot read the corpus {self.path}: {reason}; give a text file, hf:NAME or self"
+            message = f"cannot read {self.path} ({error.strerror or error}): a corpus is a text file, hf:NAME or self"
             raise StatisticsError(message) from error
 
 
@@ -255,7 +249,7 @@ class SampledText(Corpus):
             batch = starts[first : first + _SAMPLED_ROWS]
             if first + len(batch) <= skip:
                 continue
-            done = _scaled(progress, first * (length - 1), len(starts) * (length - 1))
+            done = within(progress, first * (length - 1), len(starts) * (length - 1))
             rows = self._sampled(model, tokenizer, len(batch), length, first, done)
             for start, ids in islice(zip(batch, rows, strict=True), max(skip - first, 0), None):
                 yield ids[: tokens - start]
@@ -273,11 +267,6 @@ class SampledText(Corpus):
         generator = torch.Generator().manual_seed(self.seed + (first << 32))
         beginning = torch.full((rows, 1), _first_token(tokenizer), device=model.device)
         return sample(model, beginning, max_new_tokens=length - 1, generator=generator, progress=progress).cpu()
-
-
-def _scaled(progress: Progress, before: int, total: int) -> Progress:
-    """Progress of a part, reported as progress of the whole."""
-    return lambda stage, done, _total: progress(stage, before + done, total)
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -83,7 +83,7 @@ class Delta:
         with output_folder(Path(directory)) as folder:
             for layer, delta in self.layers.items():
                 delta.update.save(folder / _file_name(layer))
-            (folder / MANIFEST).write_text(json.dumps(self._manifest(), indent=2, ensure_ascii=False), encoding="utf-8")
+            (folder / MANIFEST).write_text(json.dumps(self.manifest(), indent=2, ensure_ascii=False), encoding="utf-8")
 
     @staticmethod
     def load(directory: str | PathLike[str]) -> Delta:
@@ -109,7 +109,8 @@ class Delta:
             raise ModelError(message)
         return projection
 
-    def _manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
+        """All but the updates themselves, as JSON: the edits, how they were made, and how the solves went."""
         return {
             "format": _FORMAT,
             "emmet": version("emmet-edit"),

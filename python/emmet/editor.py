@@ -18,8 +18,8 @@ from .errors import ConfigError, EditError, EmmetError, NonFiniteError
 from .forward import last_token_states
 from .keys import in_contexts, subject_keys
 from .prefixes import sample_prefixes
-from .progress import Progress, silent
-from .statistics import Statistics, collect_statistics
+from .progress import Progress, silent, within
+from .statistics import Statistics, collect_statistics, statistics_folder
 from .suffixes import Injection
 from .tokens import Prompt
 from .values import Values, optimise_values
@@ -57,7 +57,8 @@ class Editor:
 
     model: a decoder-only model of `transformers`; its weights are changed in place by `edit`.
     statistics: second moments of the keys, as `collect_statistics` returns or a folder that it wrote; None collects
-        them from text that the model samples itself, once, and keeps them in the cache folder.
+        them on `corpus`, once, and keeps them in the cache folder.
+    corpus: as in `collect_statistics`; "self" is text that the model samples.
 
     Raises ModelError, ConfigError or StatisticsError if these do not fit together.
     """
@@ -69,14 +70,18 @@ class Editor:
         *,
         config: EditConfig | None = None,
         statistics: Statistics | str | PathLike[str] | None = None,
+        corpus: str | Path = "self",
         progress: Progress = silent,
     ) -> None:
         self.arch: Architecture = discover(model)
         self.tokenizer = tokenizer
         self.config: ResolvedConfig = (config or EditConfig()).resolve(model.config)
+        if self.config.method == "alphaedit":
+            message = "method alphaedit is not implemented yet: choose emmet, memit or rome"
+            raise ConfigError(message)
         self._progress = progress
         self._injection = _injection(self.arch, self.config.layers)
-        self._statistics = self._checked_statistics(statistics)
+        self._statistics = self._checked_statistics(statistics, corpus)
         self._metrics: dict[int, Preservation] = {}
         self._prefixes: tuple[str, ...] | None = None
         self._applied: list[EditHandle] = []
@@ -97,7 +102,8 @@ class Editor:
         try:
             for batch in (range(first, first + size) for first in range(0, len(edits), size)):
                 of_batch = [prompts[i] for i in batch]
-                values.append(self._values([edits[i] for i in batch], of_batch))
+                progress = within(self._progress, batch.start * self.config.steps, len(edits) * self.config.steps)
+                values.append(self._values([edits[i] for i in batch], of_batch, progress))
                 solved += self._solve_and_apply(batch, of_batch, values[-1].targets)
             # The weights become base + sum, rounded once: what the delta gives when it is applied elsewhere.
             backup.restore()
@@ -117,7 +123,7 @@ class Editor:
 
     def values(self, edits: Sequence[Edit]) -> Values:
         """The value vectors of edits at the last edited layer, in the model as it is now."""
-        return self._values(edits, self._checked_prompts(edits))
+        return self._values(edits, self._checked_prompts(edits), self._progress)
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -145,13 +151,17 @@ class Editor:
             self._metrics[layer] = Preservation.from_second_moment(moment)
         return self._metrics[layer]
 
-    def _checked_statistics(self, statistics: Statistics | str | PathLike[str] | None) -> Statistics:
+    def _checked_statistics(
+        self, statistics: Statistics | str | PathLike[str] | None, corpus: str | Path
+    ) -> Statistics:
         layers = self.config.layers
         if statistics is None:
-            statistics = collect_statistics(self.arch.model, self.tokenizer, layers=layers, progress=self._progress)
-        elif not isinstance(statistics, Statistics):
-            statistics = Statistics.load(Path(statistics))
-        statistics.check(self.arch, layers)
+            model, tokenizer = self.arch.model, self.tokenizer
+            folder = statistics_folder(model, tokenizer, corpus, layers=layers)
+            return collect_statistics(model, tokenizer, corpus, layers=layers, out=folder, progress=self._progress)
+        if not isinstance(statistics, Statistics):
+            statistics = Statistics.load(statistics, layers)
+        statistics.check(self.arch, *layers)
         return statistics
 
     def _checked_prompts(self, edits: Sequence[Edit]) -> list[list[Prompt]]:
@@ -169,8 +179,8 @@ class Editor:
                 raise EditError(message)
         return prompts
 
-    def _values(self, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]]) -> Values:
-        return optimise_values(self.arch, self.tokenizer, edits, prompts, self.config, self._injection, self._progress)
+    def _values(self, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], progress: Progress) -> Values:
+        return optimise_values(self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress)
 
     def _solve_and_apply(
         self, batch: range, prompts: Sequence[Sequence[Prompt]], targets: Tensor

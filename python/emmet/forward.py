@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,8 +21,8 @@ BATCH_TOKENS = 8192
 
 
 @lru_cache(maxsize=64)
-def _parameters(model_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def model_inputs(
@@ -32,7 +32,7 @@ def model_inputs(
 
     Positions are counted over unmasked tokens, so that padding on either side changes nothing.
     """
-    accepted = _parameters(type(model))
+    accepted = _parameters(type(model).forward)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": cache is not None}
     if cache is not None:
         inputs["cache" if "cache" in accepted else "past_key_values"] = cache  # renamed in transformers 5

@@ -32,6 +32,7 @@ def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer:
     2210.07229, eq. 19, weighs all alike). The value's residual is measured for the same key, unlike in ROME's code.
     """
     rows = [prompt.ids[: prompt.subject + 1] for contexts in prompts for prompt in contexts]
-    keys = last_token_states(arch, rows, Site.keys(arch, layer)).double().unflatten(0, (len(prompts), -1))
+    states = last_token_states(arch, rows, Site.keys(arch, layer)).double()
+    keys = states.view(len(prompts), -1, states.shape[-1])
     bare, prefixed = keys[:, 0], keys[:, 1:]
-    return (bare + prefixed.mean(1)) / 2 if prefixed.shape[1] else bare
+    return (bare + prefixed.mean(1)).div(2) if prefixed.shape[1] else bare

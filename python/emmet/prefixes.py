@@ -25,5 +25,6 @@ def sample_prefixes(
         start = tokenizer(_STARTS[i % len(_STARTS)], return_tensors="pt").input_ids.to(model.device)
         new_tokens = max(length - start.shape[1], 0)
         ids = sample(model, start, max_new_tokens=new_tokens, generator=generator, top_k=_TOP_K)
-        prefixes.append(tokenizer.decode(ids[0], skip_special_tokens=True) + ". ")
+        text = tokenizer.decode(ids[0], skip_special_tokens=True)
+        prefixes.append(f"{text}. ")
     return tuple(prefixes)

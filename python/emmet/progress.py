@@ -13,3 +13,8 @@ class Progress(Protocol):
 
 def silent(_stage: str, _done: int, _total: int, /) -> None:
     """Report nothing."""
+
+
+def within(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of a part, which begins `before` units into the whole, reported as progress of the whole."""
+    return lambda stage, done, _total: progress(stage, before + done, total)

@@ -1,6 +1,6 @@
 """The second moment C = E[k kᵀ] of each layer's keys over ordinary text: the memories that an edit is to preserve.
 
-One pass over the text serves all layers and ends at the deepest. A run that was killed goes on from its last checkpoint.
+One pass over the text serves all layers and ends at the deepest. A run that was killed goes on from its checkpoint.
 Every file says what it was computed from, and is used for nothing else.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,24 +28,24 @@ from .errors import ConfigError, FormatError, NonFiniteError, StatisticsError
 from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
 from .progress import Progress, silent
-from .storage import TensorFile, cache_folder, read_tensors, write_tensors
+from .storage import TensorFile, cache_folder, first_line, read_tensors, write_tensors
 
-# In the metadata of the files. Another format gets another number.
+# The "format" in the metadata of the files.
 _FORMAT = "emmet statistics 1"
 _CHECKPOINT_FORMAT = "emmet statistics checkpoint 1"
 
-# Gupta et al. 2025, arXiv 2506.04226: this many tokens for each input dimension give the whole score.
+# Gupta et al. 2025, arXiv 2506.04226: so many tokens for each input dimension give the whole score.
 _TOKENS_PER_DIMENSION = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The text that statistics were collected on. Together with the model it determines them.
+    """The text that statistics were collected on; together with the model it determines them.
 
-    `tokens` were asked for; a small corpus has fewer.
+    `tokens` are what was asked for: a small corpus gives fewer.
     """
 
-    corpus: str = field(compare=False)  # its name; what counts is the hash
+    corpus: str = field(compare=False)  # the name it was given by; what counts is the hash
     corpus_hash: str
     tokenizer: str
     tokens: int
@@ -54,9 +55,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
-    """The second moment [d_in, d_in] (float64, on the CPU) of one layer's keys, over `count` tokens.
+    """The second moment [d_in, d_in] (float64, on the CPU) of one layer's keys over `count` tokens.
 
-    `fingerprint` and `dtype` are those of the model.
+    `fingerprint` and `dtype` are the model's.
     """
 
     layer: int
@@ -67,17 +68,16 @@ class LayerStatistics:
     sources: tuple[Source, ...]
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
-        """The statistics over the text of both. Raises StatisticsError if they are not of the same layer and model."""
+        """The statistics over the texts of both. Raises StatisticsError if layer or model differ."""
         if (self.layer, self.fingerprint) != (other.layer, other.fingerprint):
             message = f"cannot merge statistics of layer {self.layer} with those of another layer or model"
             raise StatisticsError(message)
         count = self.count + other.count
         total = self.count * self.second_moment + other.count * other.second_moment
-        sources = self.sources + other.sources
-        return LayerStatistics(self.layer, total / count, count, self.fingerprint, self.dtype, sources)
+        return replace(self, second_moment=total / count, count=count, sources=self.sources + other.sources)
 
     def save(self, folder: Path) -> None:
-        """Write ``layer.N.safetensors`` in `folder`."""
+        """Write the layer's file in `folder`."""
         metadata = {
             "format": _FORMAT,
             "emmet_version": __version__,
@@ -91,12 +91,364 @@ class LayerStatistics:
 
     @staticmethod
     def load(path: Path) -> LayerStatistics:
-        """Read what `save` wrote. Raises FormatError for any other file."""
+        """Read a file that `save` wrote. Raises FormatError for any other."""
         tensors, metadata = _read(path, _FORMAT)
-        second_moment = tensors["second_moment"]
-        ...
+        with _well_formed(path):
+            return LayerStatistics(
+                layer=int(metadata["layer"]),
+                second_moment=_square(tensors["second_moment"]),
+                count=int(metadata["count"]),
+                fingerprint=metadata["fingerprint"],
+                dtype=metadata["dtype"],
+                sources=tuple(Source(**source) for source in json.loads(metadata["sources"])),
+            )
+
+
+class Statistics(Mapping[int, LayerStatistics]):
+    """The statistics of several layers of one model, by layer."""
+
+    def __init__(self, layers: Iterable[LayerStatistics]) -> None:
+        self._layers = {statistics.layer: statistics for statistics in layers}
+
+    def __getitem__(self, layer: int) -> LayerStatistics:
+        return self._layers[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._layers))
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write one file a layer."""
+        for statistics in self.values():
+            statistics.save(Path(folder))
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str], layers: Iterable[int] | None = None) -> Statistics:
+        """Read the files of `layers`, or of all layers that `folder` has.
+
+        Raises StatisticsError if one is missing, FormatError if one is malformed.
+        """
+        found = _layers_in(Path(folder))
+        wanted = sorted(found if layers is None else set(layers))
+        if not found:
+            message = f"{folder} has no statistics: collect them with `emmet stats MODEL --layers N --out {folder}`"
+            raise StatisticsError(message)
+        for layer in wanted:
+            _require(layer, found, f"--out {folder}")
+        return Statistics(LayerStatistics.load(layer_path(Path(folder), layer)) for layer in wanted)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """The statistics over the texts of both, weighted by their tokens. Layers and model must be the same."""
+        if list(self) != list(other):
+            message = f"cannot merge statistics of layers {list(self)} with those of layers {list(other)}"
+            raise StatisticsError(message)
+        return Statistics(self[layer].merge(other[layer]) for layer in self)
+
+    def check(self, arch: Architecture, *layers: int) -> None:
+        """Raise StatisticsError unless there are statistics of each of `layers` that belong to this very model."""
+        for layer in layers:
+            _require(layer, self, "--out DIR")
+            _check_width(self[layer], arch.projection(layer).d_in)
+        for layer, fingerprint in layer_fingerprints(arch, layers).items():
+            _check_model(self[layer], fingerprint, str(arch.projection(layer).weight.dtype))
+
+
+def _require(layer: int, found: Iterable[int], out: str) -> None:
+    if layer not in found:
+        have = ", ".join(map(str, sorted(found)))
+        message = (
+            f"there are no statistics of layer {layer}, only of {have or 'none'}: "
+            f"collect them with `emmet stats MODEL --layers {layer} {out}`"
+        )
+        raise StatisticsError(message)
+
+
+def _check_width(statistics: LayerStatistics, d_in: int) -> None:
+    width = len(statistics.second_moment)
+    if width != d_in:
+        message = (
+            f"the statistics of layer {statistics.layer} are for keys of width {width}, but this model's have {d_in}: "
+            f"they are of another model, collect them for this one with `emmet stats`"
+        )
+        raise StatisticsError(message)
+
+
+def _check_model(statistics: LayerStatistics, fingerprint: str, dtype: str) -> None:
+    if statistics.fingerprint != fingerprint:
+        message = (
+            f"the statistics of layer {statistics.layer} are of another model (theirs is {statistics.dtype}, "
+            f"this one {dtype}), or of this one with other weights below: collect them for it with `emmet stats`"
+        )
+        raise StatisticsError(message)
 
 
 def layer_path(folder: Path, layer: int) -> Path:
-    """The file of a layer's statistics."""
+    """The file of one layer's statistics in a folder of statistics."""
     return folder / f"layer.{layer}.safetensors"
+
+
+def _layers_in(folder: Path) -> list[int]:
+    numbers = [path.name.split(".")[1] for path in folder.glob("layer.*.safetensors")]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def collect_statistics(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str | Path = "self",
+    *,
+    layers: Iterable[int],
+    tokens: int | None = None,
+    sequence_length: int = 512,
+    batch_tokens: int = 4096,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: Progress = silent,
+) -> Statistics:
+    """Collect C = E[k kᵀ] for the keys of `layers` (Meng et al. 2022, arXiv 2202.05262, section 3.1).
+
+    `corpus` is "self" (text that the model samples), "hf:NAME[:CONFIG]" or the path of a text file, of which `tokens`
+    are read (10 · d_in if None) in sequences of `sequence_length`, at most as long as the model's context. Batches
+    hold `batch_tokens`. `seed` is for sampled text.
+
+    With `out`, each layer is written to a file there. Files that are there already and come from the same model and
+    text are used, others are replaced; an interrupted run goes on from a checkpoint, made every `checkpoint_seconds`.
+
+    Raises ConfigError for layers or numbers out of range, ModelError for a model that cannot be edited, StatisticsError
+    for a corpus that cannot be read or is empty, and NonFiniteError if the model gives NaN or infinity.
+    """
+    plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
+    folder = None if out is None else Path(out)
+    finished = {} if folder is None else _finished(plan, folder)
+    rest = plan.without(finished)
+    if rest.fingerprints:
+        finished |= _collect(rest, folder, batch_tokens, checkpoint_seconds, progress)
+    return Statistics(finished.values())
+
+
+def statistics_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str | Path = "self",
+    *,
+    layers: Iterable[int],
+    tokens: int | None = None,
+    sequence_length: int = 512,
+    seed: int = 0,
+) -> Path:
+    """Where in the cache folder to keep what `collect_statistics` collects with these arguments."""
+    plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
+    return cache_folder() / "statistics" / plan.key()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be collected: on which text, for which layers (with the fingerprint of each)."""
+
+    arch: Architecture
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    source: Source
+    fingerprints: dict[int, str]
+
+    def without(self, layers: Iterable[int]) -> _Plan:
+        left = {layer: mark for layer, mark in self.fingerprints.items() if layer not in set(layers)}
+        return replace(self, fingerprints=left)
+
+    def key(self) -> str:
+        """A hash of all that determines the result."""
+        source = asdict(self.source)
+        del source["corpus"]
+        text = json.dumps([source, sorted(self.fingerprints.items())], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plan(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str | Path,
+    layers: Iterable[int],
+    tokens: int | None,
+    sequence_length: int,
+    seed: int,
+) -> _Plan:
+    arch = discover(model)
+    wanted = sorted(set(layers))
+    widths = [arch.projection(layer).d_in for layer in wanted]
+    if tokens is None:
+        tokens = _TOKENS_PER_DIMENSION * max(widths, default=1)
+    if not wanted or tokens < 1 or sequence_length < 2:
+        message = (
+            f"expected a layer or more, a token or more and sequences of 2 or more, "
+            f"got layers {wanted}, tokens {tokens}, sequence_length {sequence_length}"
+        )
+        raise ConfigError(message)
+    text = open_corpus(corpus, seed)
+    source = Source(
+        corpus=str(text),
+        corpus_hash=text.digest(),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokens=tokens,
+        sequence_length=min(sequence_length, arch.max_positions or sequence_length),
+        seed=text.seed,
+    )
+    return _Plan(arch, tokenizer, text, source, layer_fingerprints(arch, wanted))
+
+
+def _finished(plan: _Plan, folder: Path) -> dict[int, LayerStatistics]:
+    """The layers of the plan that `folder` already has, from the same model and text."""
+    finished = {}
+    for layer, fingerprint in plan.fingerprints.items():
+        if layer_path(folder, layer).exists():
+            statistics = LayerStatistics.load(layer_path(folder, layer))
+            if statistics.fingerprint == fingerprint and statistics.sources == (plan.source,):
+                finished[layer] = statistics
+    return finished
+
+
+def _collect(
+    plan: _Plan, folder: Path | None, batch_tokens: int, checkpoint_seconds: float, progress: Progress
+) -> dict[int, LayerStatistics]:
+    checkpoint = None if folder is None else folder / "partial.safetensors"
+    run = _Run(plan) if checkpoint is None else _Run.resumed(plan, checkpoint)
+    written = time.monotonic()
+    for batch in _batches(run.sequences(progress), batch_tokens):
+        run.add(batch)
+        progress("statistics", run.count(), plan.source.tokens)
+        if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
+            run.save(checkpoint)
+            written = time.monotonic()
+    statistics = run.statistics()
+    if folder is not None and checkpoint is not None:
+        Statistics(statistics.values()).save(folder)
+        checkpoint.unlink(missing_ok=True)
+    return statistics
+
+
+def _batches(sequences: Iterator[Tensor], batch_tokens: int) -> Iterator[Tensor]:
+    """Stacks [rows, length] of consecutive sequences of one length, so that nothing is padded."""
+    for length, group in itertools.groupby(sequences, key=len):
+        while rows := list(itertools.islice(group, max(1, batch_tokens // length))):
+            yield torch.stack(rows)
+
+
+class _Run:
+    """The running sums of one collection."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self._done = 0  # sequences
+        self._moments: dict[int, Covariance] = {}
+        for layer in plan.fingerprints:
+            projection = plan.arch.projection(layer)
+            self._moments[layer] = Covariance(projection.d_in, projection.weight.device)
+
+    def sequences(self, progress: Progress) -> Iterator[Tensor]:
+        """The sequences that are still to be added."""
+        plan = self._plan
+        return plan.corpus.token_sequences(
+            plan.arch.model,
+            plan.tokenizer,
+            tokens=plan.source.tokens,
+            length=plan.source.sequence_length,
+            skip=self._done,
+            progress=progress,
+        )
+
+    def add(self, batch: Tensor) -> None:
+        """Add the keys of sequences [rows, length]."""
+        arch = self._plan.arch
+        deepest = arch.projection(max(self._moments)).module
+        with frozen(arch.model), torch.inference_mode(), ExitStack() as watching:
+            for layer, moment in self._moments.items():
+                watching.enter_context(on_input(arch.projection(layer).module, _adder(layer, moment)))
+            with stop_after(deepest):
+                arch.base(input_ids=batch.to(arch.model.device), use_cache=False)
+        self._done += len(batch)
+
+    def count(self) -> int:
+        """Tokens added."""
+        return next(iter(self._moments.values())).count()
+
+    def statistics(self) -> dict[int, LayerStatistics]:
+        """The result. Raises StatisticsError if there was no text."""
+        plan = self._plan
+        if self.count() == 0:
+            message = f"{plan.corpus} holds no text: give a file of some thousand words or more, hf:NAME or self"
+            raise StatisticsError(message)
+        return {
+            layer: LayerStatistics(
+                layer=layer,
+                second_moment=moment.second_moment().cpu(),
+                count=moment.count(),
+                fingerprint=plan.fingerprints[layer],
+                dtype=str(plan.arch.projection(layer).weight.dtype),
+                sources=(plan.source,),
+            )
+            for layer, moment in self._moments.items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        tensors = {str(layer): moment.sum() for layer, moment in self._moments.items()}
+        metadata = {
+            "format": _CHECKPOINT_FORMAT,
+            "key": self._plan.key(),
+            "sequences": str(self._done),
+            "count": str(self.count()),
+        }
+        write_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def resumed(plan: _Plan, path: Path) -> _Run:
+        """The run that the checkpoint `path` is of; one at the start if there is none, or it is of another plan."""
+        run = _Run(plan)
+        if not path.exists():
+            return run
+        tensors, metadata = _read(path, _CHECKPOINT_FORMAT)
+        with _well_formed(path):
+            if metadata["key"] == plan.key():
+                run._done = int(metadata["sequences"])
+                count = int(metadata["count"])
+                for layer, moment in run._moments.items():
+                    run._moments[layer] = Covariance.from_sum(_square(tensors[str(layer)]).to(moment.device), count)
+        return run
+
+
+def _adder(layer: int, moment: Covariance) -> Callable[[Tensor], None]:
+    def add(keys: Tensor) -> None:
+        try:
+            moment.add(keys)
+        except NonFiniteError as error:
+            message = f"the keys of layer {layer} are not finite: {error}; the weights or the dtype must be at fault"
+            raise NonFiniteError(message) from error
+
+    return add
+
+
+def _read(path: Path, expected_format: str) -> TensorFile:
+    contents = read_tensors(path)
+    found = contents.metadata.get("format", "none")
+    if found != expected_format:
+        message = f'{path}: expected the format "{expected_format}", got "{found}": remove it and collect again'
+        raise FormatError(message)
+    return contents
+
+
+@contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{path} lacks or garbles {first_line(error)}: remove it and collect again"
+        raise FormatError(message) from error
+
+
+def _square(tensor: Tensor) -> Tensor:
+    if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.dtype != torch.float64:
+        message = f"a square matrix in float64 (it is {tensor.dtype} {list(tensor.shape)})"
+        raise ValueError(message)
+    return tensor

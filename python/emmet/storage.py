@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from .errors import FormatError
 
+_READ_SIZE = 1 << 20
+
 
 class TensorFile(NamedTuple):
     """The contents of a safetensors file: named CPU tensors and string metadata."""
@@ -31,6 +34,15 @@ def cache_folder() -> Path:
         return Path(chosen)
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "emmet"
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's content. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_SIZE):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def first_line(error: BaseException) -> str:

@@ -70,11 +70,11 @@ class Injection:
         return Site(module, at_input=False)
 
 
-class _FixedLayer(DynamicLayer):
+class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of the prefix, which a forward pass extends for itself and leaves as they were."""
 
     def __init__(self, length: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length, self.keys, self.values = length, keys, values
         self.is_initialized = True
 
@@ -131,10 +131,11 @@ class Suffixes:
             with self._start_above(states[:, :length]):
                 arch.base(**model_inputs(arch.base, prefix_ids, mask, prefix))
             for i, layer in enumerate(prefix.layers):
-                self._cache[i] = _FixedLayer(length, layer.keys, layer.values)
+                if isinstance(layer, DynamicLayer):
+                    self._cache[i] = _FixedLayer(length, layer.keys, layer.values)
 
     def _start_above(self, hidden: Tensor) -> AbstractContextManager[None]:
-        return start_above(self._arch.layers[: self._injection.skipped], hidden, as_tuple=self._injection.as_tuple)
+        return start_above(list(self._arch.layers)[: self._injection.skipped], hidden, as_tuple=self._injection.as_tuple)
 
     def logits(self, delta: Tensor) -> Tensor:
         """Logits [reads, vocab] after δ [edits, d_model] is added, in the order of the rows and their reads."""
@@ -153,7 +154,8 @@ class Suffixes:
             stack.enter_context(at_positions(self._arch.head, self._read_rows, self._read_columns))
             cache = Cache(layers=list(self._cache))
             output = model(**model_inputs(model, self._ids, self._mask, cache))
-        return output.logits[0]
+        logits: Tensor = output.logits[0]
+        return logits
 
     def keep(self, edits: Tensor) -> None:
         """Drop the rows of all edits but those selected by the boolean `edits`, which are numbered anew from 0."""

@@ -38,9 +38,9 @@ def encode_prompts(
     """Tokenise each text, followed by its target if it has one, and find the subject and the target in it.
 
     `spans` are the subjects as character ranges [start, end) of the texts, the whole texts by default. A subject's last
-    token is the last that overlaps it, not counting spaces at its end: the last byte of a character spelled in bytes, or
-    punctuation merged with what follows. A space is put between text and target where neither has one. A token that
-    reaches from the text into the target belongs to the target.
+    token is the last that overlaps it, not counting spaces at its end: be it the last byte of a character spelled in
+    bytes, or punctuation merged with what follows. A space is put between text and target where neither has one. A
+    token that reaches from the text into the target belongs to the target.
 
     Raises ModelError if the tokenizer gives no offsets (only the fast ones do), drops the subject or the target, or
     merges them into one token.
@@ -101,22 +101,15 @@ def _locate(
 
 def pad_rows(
     rows: Sequence[Sequence[int]],
-    pad: int = 0,
     side: Literal["left", "right"] = "right",
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows as one int64 tensor [rows, longest], filled with `pad` on `side`, and its attention mask."""
+    """Return the rows as one int64 tensor [rows, longest], padded with 0 on `side`, and its attention mask."""
     width = max(map(len, rows))
-    input_ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for index, row in enumerate(rows):
         columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
         input_ids[index, columns] = torch.tensor(row, dtype=torch.int64)
         attention_mask[index, columns] = 1
     return input_ids.to(device), attention_mask.to(device)
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a token id to pad with: any will do where the attention mask is 0, but it must be in the vocabulary."""
-    candidates: tuple[int | None, ...] = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((token for token in candidates if token is not None), 0)

@@ -24,7 +24,7 @@ from .config import ResolvedConfig
 from .edits import Edit
 from .errors import NonFiniteError
 from .hooks import frozen
-from .progress import Progress, silent
+from .progress import Progress, silent, within
 from .suffixes import Injection, Row, Suffixes
 from .tokens import Prompt, encode_prompts
 
@@ -94,7 +94,8 @@ class _Objective:
         edited = self._subject_log_probabilities(delta)
         divergence = functional.kl_div(self._unedited, edited, log_target=True, reduction="none").sum(-1)
         decay = delta.norm(dim=-1) / self.start.norm(dim=-1).square()
-        return loss + self._config.kl_factor * divergence + self._config.weight_decay * decay
+        loss += self._config.kl_factor * divergence + self._config.weight_decay * decay
+        return loss
 
     def keep(self, edits: Tensor) -> None:
         """Drop all edits but those selected by the boolean `edits` [n]."""
@@ -139,7 +140,8 @@ def optimise_values(
 ) -> Values:
     """Find v* of each edit at the injection's layer; `prompts` holds what `in_contexts` gave for each edit.
 
-    The model's parameters, modes and gradients are as before afterwards.
+    The model's parameters, modes and gradients are as before afterwards. Progress counts steps, of which an edit that is
+    done early has taken all.
     """
     subjects = _subject_prompts(tokenizer, edits)
     targets = torch.empty(len(edits), arch.d_model, device=arch.model.device)
@@ -150,8 +152,8 @@ def optimise_values(
         for first in range(0, len(order), config.batch_size):
             batch = order[first : first + config.batch_size]
             objective = _Objective(arch, injection, [prompts[i] for i in batch], [subjects[i] for i in batch], config)
-            targets[batch], loss[batch], steps[batch] = _minimise(objective, config)
-            progress("values", first + len(batch), len(edits))
+            of_batch = within(progress, first * config.steps, len(edits) * config.steps)
+            targets[batch], loss[batch], steps[batch] = _minimise(objective, config, of_batch)
     return Values(targets, loss, steps)
 
 
@@ -165,7 +167,9 @@ def _subject_prompts(tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit]) 
     )
 
 
-def _minimise(objective: _Objective, config: ResolvedConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _minimise(
+    objective: _Objective, config: ResolvedConfig, progress: Progress
+) -> tuple[Tensor, Tensor, Tensor]:
     """(v*, loss, steps) of one batch. An edit leaves it when its loss is low enough."""
     start = objective.start
     result, loss = start.clone(), torch.empty(len(start))
@@ -173,6 +177,8 @@ def _minimise(objective: _Objective, config: ResolvedConfig) -> tuple[Tensor, Te
     delta = torch.zeros_like(start)
     adam = _Adam(delta, config.learning_rate)
     active = torch.arange(len(start), device=start.device)
+    all_steps = len(start) * config.steps
+    progress("values", 0, all_steps)
     for step in range(1, config.steps + 1):
         delta.requires_grad_()
         losses = objective(delta)
@@ -194,9 +200,11 @@ def _minimise(objective: _Objective, config: ResolvedConfig) -> tuple[Tensor, Te
             objective.keep(left)
             adam.keep(left)
             active, delta = active[left], delta[left]
+        progress("values", all_steps - len(active) * (config.steps - step), all_steps)
+    progress("values", all_steps, all_steps)
     return result, loss, steps
 
 
 def _clamped(delta: Tensor, radius: Tensor) -> Tensor:
     """δ [n, d] scaled back to norms of at most `radius` [n]."""
-    return delta * (radius / delta.norm(dim=-1)).clamp(max=1).unsqueeze(1)
+    return delta.mul((radius / delta.norm(dim=-1)).clamp(max=1).unsqueeze(1))

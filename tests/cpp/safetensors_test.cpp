@@ -148,6 +148,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Malformed{"{\"t", "rest of a string"}, Malformed{"{\"t\n\":{}}", "rest of a string"},
                     Malformed{"{\"__metadata__\":{},}", "expected '\"'"},
                     Malformed{"{\"\xff\":{}}", "expected UTF-8 at byte 2"}, Malformed{"{\"\xc0\xaf\":{}}", "UTF-8"},
+                    Malformed{"{\"\xe0\x80\xaf\":{}}", "UTF-8"}, Malformed{"{\"\xf0\x80\x80\xaf\":{}}", "UTF-8"},
                     Malformed{"{\"\xed\xa0\x80\":{}}", "UTF-8"}, Malformed{"{\"\xf4\x90\x80\x80\":{}}", "UTF-8"},
                     Malformed{"{\"\xe9\x8d\":{}}", "UTF-8"}, Malformed{R"({"\x":{}})", "escape sequence"},
                     Malformed{R"({"\u12g4":{}})", "escape sequence"}, Malformed{R"({"\)", "escape sequence"},

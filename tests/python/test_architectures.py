@@ -113,6 +113,13 @@ def test_attention_wider_than_the_mlp() -> None:
     assert discover(tiny_model("qwen3", head_dim=64)).projection(2).name == LLAMA_NAME.format(2)
 
 
+def test_attention_by_another_name() -> None:
+    model = tiny_model("qwen3", head_dim=64)
+    for layer in model.model.layers:
+        layer.mixer = layer._modules.pop("self_attn")
+    assert discover(model).projection(2).name == LLAMA_NAME.format(2)
+
+
 def test_gate_and_up_in_one_projection() -> None:
     model = random_causal_lm("phi3", hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4)
     projection = discover(model).projection(1)
@@ -124,6 +131,13 @@ def test_side_branches_are_not_the_mlp() -> None:
     for layer in model.model.layers:
         layer.mlp.adapter = nn.Sequential(nn.Linear(tiny.D_MODEL, 8), nn.Linear(8, tiny.D_MODEL))
     assert discover(model).projection(0).name == LLAMA_NAME.format(0)
+
+
+def test_single_square_projection_is_not_an_mlp() -> None:
+    model = tiny_model("llama")
+    model.model.layers[2].mlp = nn.Linear(tiny.D_MODEL, tiny.D_MODEL)
+    with pytest.raises(ModelError, match=r"^model\.layers\.2 has no MLP that projects to 32 features"):
+        discover(model).projection(2)
 
 
 def test_embeddings_narrower_than_the_layers() -> None:
@@ -194,6 +208,7 @@ REFUSED = {
     "no head": (lambda: tiny_model("gpt2").transformer, "expected a model that predicts the next token, got GPT2Model"),
     "classifier": (classifier, "expected a model that predicts the next token, got GPT2ForSequenceClassification"),
     "not transformers": (lambda: nn.Linear(2, 2), "expected a model of transformers, got Linear"),
+    "no layers": (lambda: tiny_model("gpt2", layers=0), "GPT2LMHeadModel has no list of decoder layers"),
     "state space": (mamba, "backbone.layers.0 has no MLP that projects to 32 features"),
     "mixture of experts": (
         lambda: random_causal_lm("mixtral", **encoder_settings(), num_key_value_heads=2, num_local_experts=4),
@@ -236,6 +251,12 @@ def test_experts_in_a_module_list() -> None:
         ModelError, match=r"^model\.layers\.0 is a mixture of experts \(model\.layers\.0\.mlp\.experts\)"
     ):
         discover(model).projection(0)
+
+
+def test_one_row_in_3d_is_not_a_stack_of_experts() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.time_mix = nn.Parameter(torch.ones(1, 1, tiny.D_MODEL))  # as in RWKV
+    assert discover(model).projection(0).name == LLAMA_NAME.format(0)
 
 
 def test_mlp_in_a_module_list() -> None:

@@ -12,7 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tiny
 from emmet.errors import ModelError
-from emmet.tokens import Prompt, encode_prompts, pad_id, pad_rows
+from emmet.tokens import Prompt, encode_prompts, pad_rows
 
 TOKENIZERS = {
     f"{kind}-bos={bos}-eos={eos}-{side}": tiny.tiny_tokenizer(kind=kind, bos=bos, eos=eos, padding_side=side)
@@ -227,19 +227,11 @@ def test_tokenizer_without_offsets_is_refused() -> None:
 @pytest.mark.parametrize(
     ("side", "ids", "mask"),
     [
-        ("right", [[5, 6, 7], [8, 9, 9]], [[1, 1, 1], [1, 0, 0]]),
-        ("left", [[5, 6, 7], [9, 9, 8]], [[1, 1, 1], [0, 0, 1]]),
+        ("right", [[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]]),
+        ("left", [[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]]),
     ],
 )
 def test_pad_rows(side: str, ids: list[list[int]], mask: list[list[int]]) -> None:
-    input_ids, attention_mask = pad_rows([(5, 6, 7), (8,)], 9, side)
+    input_ids, attention_mask = pad_rows([(5, 6, 7), (8,)], side)
     assert torch.equal(input_ids, torch.tensor(ids))
     assert torch.equal(attention_mask, torch.tensor(mask))
-
-
-def test_pad_id_is_the_pad_token_or_else_eos_or_else_0() -> None:
-    tokenizer = tiny.tiny_tokenizer()
-    backend = tokenizer.backend_tokenizer
-    assert pad_id(tokenizer) == tokenizer.pad_token_id
-    assert pad_id(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tiny.EOS)) == tokenizer.eos_token_id
-    assert pad_id(PreTrainedTokenizerFast(tokenizer_object=backend)) == 0

@@ -1,4 +1,4 @@
-"""How likely a model finds continuations of prompts, and what metrics of records come to on average."""
+"""How likely a model finds continuations of prompts, and what metrics of single records come to on average."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +20,11 @@ from ..hooks import at_positions, frozen
 from ..progress import Progress, silent
 from ..tokens import Prompt, encode_prompts, pad_rows
 
-Pair = tuple[str, str]  # a prompt and its continuation
+Pair = tuple[str, str]
+"""A prompt and its continuation."""
 
-# Padded tokens of one forward pass: few, as the logits that it keeps have the width of the vocabulary.
-_BATCH_TOKENS = 2048
+# Padded tokens of one forward pass: few, because its logits have the width of the vocabulary.
+_BATCH_TOKENS = 1024
 
 _BOOTSTRAP_DRAWS = 1000
 _INTERVAL = (2.5, 97.5)  # percentiles
@@ -32,8 +34,8 @@ _INTERVAL = (2.5, 97.5)  # percentiles
 class Score:
     """A continuation under teacher forcing.
 
-    `nll` is the mean negative log-likelihood of its tokens, in nats; `correct` says of each token whether the model
-    finds no other one likelier.
+    `nll` is the mean negative log-likelihood of its tokens, in nats; `correct` says of each token whether it is the one
+    that the model finds likeliest.
     """
 
     nll: float
@@ -41,7 +43,7 @@ class Score:
 
     @property
     def probability(self) -> float:
-        """exp(-nll): the geometric mean of the tokens' probabilities."""
+        """exp(-nll), the geometric mean of the tokens' probabilities."""
         return math.exp(-self.nll)
 
 
@@ -52,59 +54,64 @@ def score_continuations(
     progress: Progress = silent,
     stage: str = "score",
 ) -> dict[Pair, Score]:
-    """Score each distinct (prompt, continuation), batched by length; logits are computed at continuations only.
+    """Score each distinct pair, batched by length; logits are computed only where they predict a continuation.
 
-    A space is put between the two where neither has one. The model's mode is as before afterwards.
+    A space is put between prompt and continuation where neither has one.
 
-    Raises EditError, which quotes the pair, if a continuation has no token, nothing to be predicted from, or does not
-    fit the context; NonFiniteError if the model's logits are NaN or infinite.
+    Raises EditError, which quotes the pair, if one of its texts is blank or it does not fit the model's context, and
+    NonFiniteError if the model gives NaN or infinity.
     """
     distinct = list(dict.fromkeys(pairs))
-    prompts = encode_prompts(
-        tokenizer, [prompt for prompt, _ in distinct], targets=[continuation for _, continuation in distinct]
-    )
-    for pair, prompt in zip(distinct, prompts, strict=True):
-        _check_readable(pair, prompt, arch.max_positions)
-    rows = _shared_rows([prompt.ids[:-1] for prompt in prompts])
+    for pair in distinct:
+        _check_not_blank(pair)
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in distinct], targets=[target for _, target in distinct])
+    rows = [prompt.ids[:-1] for prompt in prompts]  # the last token is predicted, not read
+    for pair, row in zip(distinct, rows, strict=True):
+        _check_fits(pair, len(row), arch.max_positions)
+    groups = _group_by_row(rows)
     scores: dict[Pair, Score] = {}
     with frozen(arch.model), torch.inference_mode():
-        for batch in batches_by_length([len(prompts[row[0]].ids) - 1 for row in rows], _BATCH_TOKENS):
-            readers = [[prompts[i] for i in rows[row]] for row in batch]
-            read = [distinct[i] for row in batch for i in rows[row]]
-            scores.update(zip(read, _score_rows(arch, readers), strict=True))
+        for batch in batches_by_length([len(rows[group[0]]) for group in groups], _BATCH_TOKENS):
+            batch_groups = [groups[i] for i in batch]
+            batch_scores = _score_groups(arch, [[prompts[i] for i in group] for group in batch_groups])
+            batch_pairs = [distinct[i] for group in batch_groups for i in group]
+            for pair, score in zip(batch_pairs, batch_scores, strict=True):
+                _check_finite(pair, score)
+                scores[pair] = score
             progress(stage, len(scores), len(distinct))
-    _check_finite(scores)
     return scores
 
 
-def _check_readable(pair: Pair, prompt: Prompt, max_positions: int | None) -> None:
-    text, continuation = (repr(part if len(part) <= 60 else f"{part[:57]}...") for part in pair)
-    context = len(prompt.ids) - 1  # the last token is predicted, not read
-    if not prompt.target:
-        fault = "has no token: give a text that is not empty"
-    elif prompt.target.start == 0:
-        fault = "has no token before it to be predicted from: give a longer prompt"
-    elif max_positions is not None and context > max_positions:
-        fault = f"needs a context of {context} tokens, but this model has {max_positions}: shorten or remove the record"
-    else:
-        return
-    message = f"the continuation {continuation} of the prompt {text} {fault}"
-    raise EditError(message)
+def _check_not_blank(pair: Pair) -> None:
+    if not all(text.strip() for text in pair):
+        message = f"expected a prompt and a continuation that are not blank, got {_quoted(pair)}: fill in the record"
+        raise EditError(message)
 
 
-def _check_finite(scores: Mapping[Pair, Score]) -> None:
-    for (prompt, continuation), score in scores.items():
-        if not math.isfinite(score.nll):
-            message = f"the model gives {continuation!r} after {prompt!r} a log-likelihood of {-score.nll}: its weights "
-            message += "hold NaN or infinity, or its dtype overflows; load it in float32 or bfloat16, or undo the edit"
-            raise NonFiniteError(message)
+def _check_fits(pair: Pair, length: int, max_positions: int | None) -> None:
+    if max_positions is not None and length > max_positions:
+        message = f"{_quoted(pair)} needs a context of {length} tokens, but this model has {max_positions}: "
+        message += "shorten the record or leave it out"
+        raise EditError(message)
 
 
-def _shared_rows(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Group indices of rows: the first of each group is run, and the others, which it begins with, are read in it.
+def _check_finite(pair: Pair, score: Score) -> None:
+    if not math.isfinite(score.nll):
+        message = f"the model's log-likelihood of {_quoted(pair)} is {-score.nll}: its weights hold NaN or infinity, "
+        message += "or its dtype overflows; load it in float32 or bfloat16, or undo its last edit"
+        raise NonFiniteError(message)
 
-    Attention is causal: what follows a token changes nothing there. In sorted order, a row stands before those that
-    begin with it, and nothing else stands between.
+
+def _quoted(pair: Pair) -> str:
+    prompt, continuation = (repr(text if len(text) <= 60 else f"{text[:57]}...") for text in pair)
+    return f"{prompt} with {continuation}"
+
+
+def _group_by_row(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Group the indices of rows by the row that has to be run for them: the first of the group, which all others begin.
+
+    Attention is causal, so what follows a token changes nothing there. In sorted order a row comes right before those
+    that it begins.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(rows)), key=lambda i: rows[i], reverse=True):
@@ -116,20 +123,83 @@ def _shared_rows(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
     return groups
 
 
-def _score_rows(arch: Architecture, readers: Sequence[Sequence[Prompt]]) -> list[Score]:
-    """Run one row for each group of prompts, the first prompt's, and score all prompts' targets."""
+def _score_groups(arch: Architecture, groups: Sequence[Sequence[Prompt]]) -> list[Score]:
+    """Score the targets of all prompts, in their order; of each group only the first prompt is run."""
     device = arch.model.device
-    ids, mask = pad_rows([group[0].ids[:-1] for group in readers], device=device)
-    reads = [(row, i - 1) for row, group in enumerate(readers) for prompt in group for i in prompt.target]
-    prompts = [prompt for group in readers for prompt in group]
+    prompts = [prompt for group in groups for prompt in group]
     targets = torch.tensor([prompt.ids[i] for prompt in prompts for i in prompt.target], device=device)
+    reads = [(row, i - 1) for row, group in enumerate(groups) for prompt in group for i in prompt.target]
+    ids, mask = pad_rows([group[0].ids[:-1] for group in groups], device=device)
     with at_positions(arch.head, *torch.tensor(reads, device=device).T):
         logits: Tensor = arch.model(**model_inputs(arch.model, ids, mask)).logits[0]
-    nll = functional.cross_entropy(logits.float(), targets, reduction="none")
+    nll = functional.cross_entropy(logits.float(), targets, reduction="none").cpu().double()
+    correct = (logits.argmax(-1) == targets).cpu()
     lengths = [len(prompt.target) for prompt in prompts]
     return [
-        Score(nll.mean().item(), tuple(correct.tolist()))
-        for nll, correct in zip(
-            nll.double().cpu().split(lengths), (logits.argmax(-1) == targets).cpu().split(lengths), strict=True
-        )
+        Score(token_nll.mean().item(), tuple(token_correct.tolist()))
+        for token_nll, token_correct in zip(torch.split(nll, lengths), torch.split(correct, lengths), strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The mean of a metric over the `records` that have it, with its 95 % interval from `low` to `high`."""
+
+    mean: float
+    low: float
+    high: float
+    records: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What records come to under a model: metrics in percent.
+
+    `definitions` says what each metric means, in the order of `estimates`, which holds None for one that no record has.
+    `per_record` holds a JSON object for each record, in their order: its texts, and its value of each metric but S,
+    None where it has none.
+    """
+
+    definitions: Mapping[str, str]
+    estimates: Mapping[str, Estimate | None]
+    per_record: Sequence[Mapping[str, object]]
+
+
+def percent(values: Iterable[float]) -> float | None:
+    """100 times the mean of the values; None if there are none."""
+    values = list(values)
+    return 100 * sum(values) / len(values) if values else None
+
+
+def estimate(
+    records: Sequence[Mapping[str, float | None]], metrics: Iterable[str], parts_of_s: Sequence[str], seed: int = 0
+) -> dict[str, Estimate | None]:
+    """Average each of the metrics over the records that have it; "S" is the harmonic mean of the averages of its parts.
+
+    The intervals are those of the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over records. Raises
+    EditError if there are no records.
+    """
+    if not records:
+        message = "expected at least one record to evaluate, got none"
+        raise EditError(message)
+    names = list(records[0])
+    values = np.array([[record[name] for name in names] for record in records], dtype=np.float64)  # NaN for None
+    known = ~np.isnan(values)
+    count = len(values)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_BOOTSTRAP_DRAWS)
+    weights = np.vstack([np.ones(count), draws])  # how often each record counts; the first row is the sample itself
+    parts = [names.index(name) for name in parts_of_s]
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a draw has no value; S is 0 if a part is
+        means = (weights @ np.nan_to_num(values)) / (weights @ known)
+        s = len(parts) / (1 / means[:, parts]).sum(axis=1)
+    measured = known.sum(axis=0)
+    estimates = {name: _estimate(means[:, i], measured[i]) for i, name in enumerate(names)}
+    estimates["S"] = _estimate(s, measured[parts].min())
+    return {metric: estimates[metric] for metric in metrics}
+
+
+def _estimate(means: NDArray[np.float64], records: int) -> Estimate | None:
+    if not records:
+        return None
+    low, high = np.nanpercentile(means[1:], _INTERVAL)
+    return Estimate(float(means[0]), float(low), float(high), int(records))

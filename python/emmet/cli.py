@@ -1,0 +1,303 @@
+"""The command line. The only module that prints: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+from tqdm import tqdm
+
+from . import __version__
+from .config import METHODS, EditConfig, ResolvedConfig, parse_layers
+from .edits import check_consistent, read_edits, read_records
+from .errors import ConfigError, EmmetError
+
+if TYPE_CHECKING:  # transformers takes seconds to import: each command does it when it runs
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .architectures import Architecture
+    from .editor import EditHandle
+    from .progress import Progress
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_LARGEST_SEED = 2**32 - 1
+
+_OK, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `emmet` with `arguments` (those of the process by default) and return its exit code.
+
+    0: done. 2: the input is at fault; one line on standard error says how. 130: interrupted by Ctrl-C. In both cases
+    nothing is written but the cache. Errors that are not the input's propagate.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except EmmetError as error:
+        print("emmet: error:", *str(error).splitlines(), file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("emmet: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    return _OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are reported like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        message += f"; see `{self.prog} --help`"
+        raise ConfigError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="emmet",
+        description="Edit facts in a language model by closed form: ROME, MEMIT and EMMET.",
+        epilog="`emmet COMMAND --help` has the options of a command, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"emmet {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_stats(commands)
+    _add_edit(commands)
+    _add_eval(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_stats(commands: Any) -> None:
+    parser = _command(
+        commands,
+        _stats,
+        "stats",
+        "collect statistics of a model's keys, the memories that edits preserve",
+        """\
+examples:
+  emmet stats gpt2 --layers 7 --out stats/                                    text that the model samples itself
+  emmet stats gpt2 --layers 4-8 --out stats/ --corpus wiki.txt                a text file
+  emmet stats gpt2 --layers 7 --out stats/ --corpus hf:wikitext:wikitext-2-v1 a data set of the Hugging Face hub
+
+The same command goes on where it was interrupted. Layers that are already there are kept.""",
+    )
+    _add_corpus(parser)
+    parser.add_argument("--layers", type=_layers, required=True, help='decoder layers, from 0: "7" or "4-8,10"')
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write one file a layer to")
+    parser.add_argument("--tokens", type=_whole_number(1), help="tokens to read (default: 10 for each key dimension)")
+    parser.add_argument(
+        "--seed", type=_whole_number(0, _LARGEST_SEED), default=0, help="of the text that the model samples (default: 0)"
+    )
+
+
+def _add_edit(commands: Any) -> None:
+    parser = _command(
+        commands,
+        _edit,
+        "edit",
+        "edit facts in a model",
+        """\
+EDITS.jsonl holds one edit a line:
+  {"prompt": "The mother tongue of {} is", "subject": "Danielle Darrieux", "target": "English"}
+
+examples:
+  emmet edit gpt2 edits.jsonl --out delta/                          statistics from sampled text, kept in the cache
+  emmet edit gpt2 edits.jsonl --out delta/ --layers 7 --stats stats/
+  emmet edit gpt2 edits.jsonl --out model/ --format model           a whole model, for AutoModel.from_pretrained
+  emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000""",
+    )
+    _add_edits_file(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
+    _add_settings(parser)
+    parser.add_argument(
+        "--ridge", type=_ridge, help='"auto", or μ of the solver: 0 makes edits exact, more preserves more'
+    )
+    parser.add_argument(
+        "--seed", type=_whole_number(0, _LARGEST_SEED), help="of the context prefixes that the model writes (default: 0)"
+    )
+    _add_statistics(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new, empty or emmet's")
+    parser.add_argument(
+        "--format",
+        choices=("delta", "model"),
+        default="delta",
+        help="what to write: the update alone (default), or the whole edited model with its tokenizer",
+    )
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(
+        commands,
+        _eval,
+        "eval",
+        "measure whether edits hold, generalise and leave other facts alone",
+        """\
+examples:
+  emmet eval gpt2 counterfact.json --report before/                  the unedited model
+  emmet eval gpt2 counterfact.json --report after/ --delta delta/    with a delta of `emmet edit`
+  emmet eval model/ counterfact.json --report after/                 a model of `emmet edit --format model`""",
+    )
+    _add_edits_file(parser, "DATA.jsonl", "records of ours, CounterFact or zsRE")
+    parser.add_argument("--delta", type=Path, metavar="DIR", help="edits to apply first, written by `emmet edit`")
+    parser.add_argument(
+        "--report", type=Path, required=True, metavar="DIR", help="folder to write metrics.json and report.md to"
+    )
+
+
+def _add_info(commands: Any) -> None:
+    parser = _command(
+        commands,
+        _info,
+        "info",
+        "show what `emmet edit` would edit in a model, and with which settings",
+        """\
+examples:
+  emmet info gpt2
+  emmet info gpt2 --method memit --stats stats/""",
+    )
+    _add_settings(parser)
+    _add_statistics(parser)
+
+
+def _command(
+    commands: Any, run: Callable[[argparse.Namespace], None], name: str, summary: str, epilog: str
+) -> argparse.ArgumentParser:
+    """A parser with what all commands share."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("model", metavar="MODEL", help="name on the Hugging Face hub, folder, or GGUF file")
+    parser.add_argument("--device", default="cpu", help='where to compute, such as "cuda" (default: cpu)')
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: the checkpoint's, float32 for GGUF)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    return parser
+
+
+def _add_edits_file(parser: argparse.ArgumentParser, metavar: str, content: str) -> None:
+    parser.add_argument("edits", type=Path, metavar=metavar, help=content)
+    parser.add_argument("--limit", type=_whole_number(1), metavar="N", help="take only the first N records")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", help=f"{', '.join(METHODS)} (default: emmet)")
+    parser.add_argument(
+        "--layers", type=_layers, help='decoder layers, from 0: "7" or "4-8,10" (default: published, or by depth)'
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.json",
+        help="any of the settings of emmet.EditConfig, which the options here override",
+    )
+
+
+def _add_statistics(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--stats", type=Path, metavar="DIR", help="statistics of `emmet stats`")
+    _add_corpus(source)
+
+
+def _add_corpus(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--corpus",
+        default="self",
+        metavar="TEXT",
+        help="what to collect statistics on: a text file, hf:NAME, or self: what the model samples (default: self)",
+    )
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return parse_layers(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _ridge(text: str) -> float | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError as error:
+        message = f'expected a number or "auto", got {text!r}'
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _whole_number(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        # int() alone would also take "1_0", and would refuse thousands of digits in its own words
+        if not (text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
+            message = f"expected a whole number of at least {least}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return parse
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from .corpora import open_corpus
+    from .output import check_folder
+    from .statistics import collect_statistics
+
+    check_folder(options.out)
+    open_corpus(options.corpus).digest()  # a corpus that cannot be read is found out before the model is loaded
+    watch = _Stopwatch()
+    with _bars(options) as progress:
+        model, tokenizer = _load(options, watch, progress)
+        with watch.stage("statistics"):
+            statistics = collect_statistics(
+                model,
+                tokenizer,
+                options.corpus,
+                layers=options.layers,
+                tokens=options.tokens,
+                seed=options.seed,
+                out=options.out,
+                progress=progress,
+            )
+    _print_rows(
+        *((f"layer {layer}", f"{of_layer.count:,} tokens of {options.corpus}") for layer, of_layer in statistics.items()),
+        ("time", str(watch)),
+        ("written", f"{options.out}"),
+    )
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from .checkpoint import save_model
+    from .corpora import open_corpus
+    from .editor import Editor
+    from .output import check_output
+
+    config = _edit_config(options)
+    edits = read_edits(options.edits)[: options.limit]
+    check_consistent(edits)
+    check_output(options.out)
+    _check_apart(options.out, options.model, options.edits, options.stats)
+    if options.stats is None:
+        open_corpus(options.corpus).digest()
+    statistics = _statistics_in(options.stats, config)
+
+    watch = _Stopwatch()
+    with _bars(options) as progress:
+        model, tokenizer = _load(options, watch, progress)
+        with watch.stage("statistics"):
+            editor = Editor(
+                model, tokenizer, config=config, statistics=statistics, corpus=options.corpus, progress=progress
+            )
+        with watch.stage("edit"):
+            handle = editor.edit(edits)
+    with watch.stage("write"):
+        if options.format == "model":
+            save_model(model, tokenizer, handle.delta, options.out)
+        else:
+            handle.save(options.out)
+    _print_rows(*_edit_rows(handle, editor.config), ("time", str(watch)), ("written", f"{options.out}"))

@@ -1,0 +1,214 @@
+"""CounterFact's metrics equal values worked out by hand, and MEMIT's procedure spelled out with whole forward passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emmet.architectures import discover
+from emmet.edits import Edit, Neighbour, Record, read_records
+from emmet.errors import EditError
+from emmet.evaluate import counterfact
+from emmet.evaluate.counterfact import METRICS, evaluate_counterfact
+from emmet.evaluate.scoring import Pair, Score
+from emmet.loading import load
+
+FULL = Record(
+    edit=Edit("The mother tongue of {} is", "Danielle Darrieux", "English", id="darrieux"),
+    kind="counterfact",
+    answer_before="French",
+    paraphrases=("Danielle Darrieux spoke", "Danielle Darrieux, who speaks"),
+    neighbours=(
+        Neighbour("The mother tongue of Michel Rocard is", "French"),
+        Neighbour("Michel Rocard is a native speaker of", "French"),
+        Neighbour("The people who live in Paris speak", "French"),
+    ),
+)
+SHORT = Record(
+    edit=Edit("The capital of {} is", "Spain", "Paris"),
+    kind="counterfact",
+    answer_before="Madrid",
+    paraphrases=("Where is the capital of Spain? In",),
+    neighbours=(Neighbour("The capital of France is located in", "Paris in France"),),
+)
+
+
+def scripted(nlls: Mapping[Pair, tuple[float, Sequence[bool]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let continuations have these mean NLLs and hits, whatever the model."""
+
+    def score_continuations(_arch: object, _tokenizer: object, pairs: Sequence[Pair], *_: object) -> dict[Pair, Score]:
+        return {pair: Score(nlls[pair][0], tuple(nlls[pair][1])) for pair in pairs}
+
+    monkeypatch.setattr(counterfact, "score_continuations", score_continuations)
+
+
+def evaluate_scripted(records: Sequence[Record]) -> counterfact.Scores:
+    return evaluate_counterfact(None, None, records)  # type: ignore[arg-type]  # the script needs neither
+
+
+def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, quarter, eighth = (-math.log(p) for p in (1 / 2, 1 / 4, 1 / 8))
+    hit, miss = (True,), (False,)
+    prompts = (FULL.edit.text, *FULL.paraphrases, *(neighbour.prompt for neighbour in FULL.neighbours))
+    english = [(half, hit), (quarter, (True, False)), (half, (True, True)), (half, hit), (eighth, miss), (quarter, hit)]
+    french = [(quarter, miss), (half, miss), (eighth, miss), (quarter, miss), (half, hit), (quarter, hit)]
+    spain = {
+        (SHORT.edit.text, "Paris"): (quarter, miss),
+        (SHORT.edit.text, "Madrid"): (half, hit),
+        (SHORT.paraphrases[0], "Paris"): (half, hit),
+        (SHORT.paraphrases[0], "Madrid"): (eighth, miss),
+        (SHORT.neighbours[0].prompt, "Paris in France"): (half, (True, True, True)),
+        (SHORT.neighbours[0].prompt, "Paris"): (eighth, miss),
+    }
+    scripted(
+        {
+            **{(prompt, "English"): score for prompt, score in zip(prompts, english, strict=True)},
+            **{(prompt, "French"): score for prompt, score in zip(prompts, french, strict=True)},
+            **spain,
+        },
+        monkeypatch,
+    )
+
+    scores = evaluate_scripted([FULL, SHORT])
+
+    first, second = scores.per_record
+    by_hand = {  # of the first record, of the second
+        "ES": (100, 0),
+        "PS": (50, 100),  # English leads in one of two
+        "NS": (100 / 3, 100),  # French leads in one of three, and a draw is not a lead
+        "EM": (25, -25),
+        "PM": (100 * (-1 / 4 + 3 / 8) / 2, 37.5),
+        "NM": (100 * (-1 / 4 + 3 / 8 + 0) / 3, 37.5),
+        "accuracy": (100, 0),
+        "paraphrase_accuracy": (50, 100),  # a text counts only if all its tokens are hit
+        "neighbour_accuracy": (200 / 3, 100),
+    }
+    for metric, (of_first, of_second) in by_hand.items():
+        assert first[metric] == pytest.approx(of_first), metric
+        assert second[metric] == pytest.approx(of_second), metric
+        found = scores.estimates[metric]
+        assert found is not None
+        assert found.mean == pytest.approx((of_first + of_second) / 2), metric
+        assert found.records == 2
+    s = scores.estimates["S"]
+    assert s is not None
+    assert s.mean == pytest.approx(3 / (1 / 50 + 1 / 75 + 3 / 200))
+    assert list(scores.estimates) == list(METRICS) == list(scores.definitions)
+    assert {key: first[key] for key in ("id", "prompt", "target", "answer_before")} == {
+        "id": "darrieux",
+        "prompt": "The mother tongue of Danielle Darrieux is",
+        "target": "English",
+        "answer_before": "French",
+    }
+    assert first["nll"] == {
+        "prompt": [[half, quarter]],
+        "paraphrases": [[quarter, half], [half, eighth]],
+        "neighbours": [[quarter, half], [half, eighth], [quarter, quarter]],
+    }
+
+
+def test_records_with_less_are_measured_by_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = Record(FULL.edit, "emmet", None, (), ())
+    with_neighbour = Record(Edit("The capital of {} is", "Spain", "Paris"), "emmet", None, ("In Spain, in",), (
+        Neighbour("The capital of France is", "Paris in France"),
+    ))  # fmt: skip
+    scripted(
+        {
+            (bare.edit.text, "English"): (1.0, (True,)),
+            ("The capital of Spain is", "Paris"): (1.0, (False,)),
+            ("In Spain, in", "Paris"): (1.0, (True,)),
+            ("The capital of France is", "Paris in France"): (1.0, (True, False)),
+            ("The capital of France is", "Paris"): (2.0, (True,)),
+        },
+        monkeypatch,
+    )
+
+    alone = evaluate_scripted([bare])
+    both = evaluate_scripted([bare, with_neighbour])
+
+    assert {metric: found.mean for metric, found in alone.estimates.items() if found} == {"accuracy": 100.0}
+    measured = {metric: (found.mean, found.records) for metric, found in both.estimates.items() if found}
+    assert measured == {
+        "NS": (100.0, 1),
+        "NM": (pytest.approx(100 * (math.exp(-1) - math.exp(-2))), 1),
+        "accuracy": (50.0, 2),
+        "paraphrase_accuracy": (100.0, 1),
+        "neighbour_accuracy": (0.0, 1),
+    }
+    assert both.per_record[0]["nll"] == {"prompt": [[1.0]], "paraphrases": [], "neighbours": []}
+
+
+def test_no_records_are_refused() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    arch = discover(tiny.tiny_model("gpt2", vocab_size=len(tokenizer)))
+    with pytest.raises(EditError, match="at least one record"):
+        evaluate_counterfact(arch, tokenizer, [])
+
+
+@torch.no_grad()
+def plain_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> float:
+    start = len(tokenizer(prompt).input_ids)
+    ids = tokenizer(f"{prompt} {continuation}").input_ids
+    log_probabilities = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return float(np.mean([-log_probabilities[i - 1, ids[i]].item() for i in range(start, len(ids))]))
+
+
+def plain_metrics(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> dict[str, float]:
+    """ES to NM of one record as MEMIT's code computes them."""
+
+    def nlls(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        answers = (record.edit.target, record.answer_before)
+        new, true = ([plain_nll(model, tokenizer, prompt, str(answer)) for prompt in prompts] for answer in answers)
+        return np.array(new), np.array(true)
+
+    metrics: dict[str, float] = {}
+    for prefix, prompts in (("E", [record.edit.text]), ("P", record.paraphrases)):
+        new, true = nlls(prompts)
+        metrics[f"{prefix}S"] = 100 * np.mean(true > new)
+        metrics[f"{prefix}M"] = 100 * np.mean(np.exp(-new) - np.exp(-true))
+    new, true = nlls([neighbour.prompt for neighbour in record.neighbours])
+    metrics["NS"] = 100 * np.mean(true < new)
+    metrics["NM"] = 100 * np.mean(np.exp(-true) - np.exp(-new))
+    return metrics
+
+
+def assert_equal_to_plain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    found: Sequence[Mapping[str, object]],
+) -> None:
+    for record, of_record in zip(records, found, strict=True):
+        expected = plain_metrics(model, tokenizer, record)
+        assert {metric: of_record[metric] for metric in expected} == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen3", "gemma3_text", "bloom"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_metrics_equal_the_published_procedure(family: str, padding_side: str, bos: bool) -> None:
+    tokenizer = tiny.tiny_tokenizer(bos=bos, padding_side=padding_side)  # type: ignore[arg-type]
+    model = tiny.tiny_model(family, vocab_size=len(tokenizer))
+    short = Record(SHORT.edit, "counterfact", "Madrid", SHORT.paraphrases, (Neighbour("Madrid is in", "Madrid"),))
+    scores = evaluate_counterfact(discover(model), tokenizer, [FULL, short])
+    assert_equal_to_plain(model, tokenizer, [FULL, short], scores.per_record)
+
+
+def test_real_records_on_a_real_model_equal_the_published_procedure(smollm2_folder: Path, data_folder: Path) -> None:
+    records = read_records(data_folder / "counterfact" / "edit-10k.jsonl")[:48]
+    model, tokenizer = load(smollm2_folder, dtype=torch.float32)
+    scores = evaluate_counterfact(discover(model), tokenizer, records)
+    assert_equal_to_plain(model, tokenizer, records[:8], scores.per_record[:8])
+    for metric in METRICS:
+        values = [record[metric] for record in scores.per_record if metric != "S"]
+        found = scores.estimates[metric]
+        assert found is not None
+        assert found.records == 48
+        assert metric == "S" or found.mean == pytest.approx(np.mean(values))

@@ -1,0 +1,131 @@
+"""Reports: picked by the records' kind, written as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from transformers import PreTrainedTokenizerFast
+
+from emmet.architectures import Architecture, discover
+from emmet.edits import Edit, Neighbour, Record, read_records
+from emmet.errors import EditError
+from emmet.evaluate import counterfact, zsre
+from emmet.evaluate.report import Report, evaluate
+from emmet.evaluate.scoring import Estimate, Scores
+
+RECORD = Record(
+    edit=Edit("The capital of {} is", "Spain", "Paris", id="spain"),
+    kind="counterfact",
+    answer_before="Madrid",
+    paraphrases=("The capital of Spain, where is it? In",),
+    neighbours=(Neighbour("The capital of France is", "Paris"),),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def arch(tokenizer: PreTrainedTokenizerFast) -> Architecture:
+    return discover(tiny.tiny_model("gpt2", vocab_size=len(tokenizer)))
+
+
+@pytest.fixture
+def report() -> Report:
+    estimates = {"ES": Estimate(97.875, 93.75, 100.0, 48), "PS": None}
+    scores = Scores(
+        {"ES": "the first", "PS": "the second"}, estimates, [{"id": "é", "ES": 100.0}, {"id": None, "ES": 0.0}]
+    )
+    return Report("counterfact", scores)
+
+
+def test_json_holds_the_metrics_at_its_top(report: Report) -> None:
+    assert report.to_json() == {
+        "ES": 97.875,
+        "PS": None,
+        "kind": "counterfact",
+        "records": 2,
+        "records_measured": {"ES": 48, "PS": 0},
+        "intervals": {"ES": [93.75, 100.0], "PS": None},
+        "per_record": [{"id": "é", "ES": 100.0}, {"id": None, "ES": 0.0}],
+    }
+
+
+def test_a_metric_of_0_is_not_one_that_is_missing() -> None:
+    report = Report("zsre", Scores({"S": "all"}, {"S": Estimate(0.0, 0.0, 0.0, 3)}, [{}] * 3))
+    assert report.to_json()["S"] == 0.0
+    assert report.to_json()["intervals"] == {"S": [0.0, 0.0]}
+    assert "| S | 0.0 | 0.0 to 0.0 | 3 | all |" in report.to_markdown()
+
+
+def test_markdown_is_a_table(report: Report) -> None:
+    assert report.to_markdown().splitlines() == [
+        "# Evaluation: 2 records (counterfact)",
+        "",
+        "| metric | % | 95 % interval | records | meaning |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| ES | 97.9 | 93.8 to 100.0 | 48 | the first |",
+        "| PS | – | – | 0 | the second |",
+    ]
+
+
+def test_both_files_are_written(report: Report, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    report.write(folder)
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == report.to_json()
+    assert (folder / "report.md").read_text(encoding="utf-8") == report.to_markdown()
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "report.md"}
+
+
+@pytest.mark.parametrize("kind", ["counterfact", "emmet"])
+def test_counterfact_and_our_own_records_have_its_metrics(
+    kind: str, arch: Architecture, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    record = replace(RECORD, kind=kind)  # type: ignore[arg-type]
+    found = evaluate(arch, tokenizer, [record]).to_json()
+    assert list(found)[:4] == ["ES", "PS", "NS", "S"]
+    assert set(found) > set(counterfact.METRICS)
+    assert found["kind"] == kind
+
+
+def test_zsre_records_have_its_metrics(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+    calls: list[tuple[str, int, int]] = []
+    report = evaluate(arch, tokenizer, [replace(RECORD, kind="zsre")], lambda *call: calls.append(call))
+    found = report.to_json()
+    assert list(found)[:4] == list(zsre.METRICS) == ["efficacy", "paraphrase", "specificity", "S"]
+    assert "ES" not in found
+    assert calls[-1] == ("score", 3, 3)
+
+
+def test_our_own_jsonl_without_anything_else_gives_an_accuracy(
+    arch: Architecture, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = tmp_path / "edits.jsonl"
+    path.write_text('{"prompt": "The capital of {} is", "subject": "Spain", "target": "Paris"}\n', encoding="utf-8")
+    report = evaluate(arch, tokenizer, read_records(path))
+    report.write(tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert {metric for metric in counterfact.METRICS if found[metric] is not None} == {"accuracy"}
+    assert found["records_measured"]["accuracy"] == found["records"] == 1
+
+
+def test_records_of_two_kinds_are_refused(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(EditError, match="one kind, got counterfact and zsre: evaluate one file"):
+        evaluate(arch, tokenizer, [RECORD, replace(RECORD, kind="zsre"), RECORD])
+
+
+def test_no_records_are_refused(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(EditError, match="got no records"):
+        evaluate(arch, tokenizer, [])
+
+
+def test_a_record_that_is_too_long_is_named(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+    edit = Edit("The capital of {} is " + "located in " * 100, "Spain", "Paris")
+    with pytest.raises(EditError, match="'The capital of Spain is located.* with 'Paris' needs a context of"):
+        evaluate(arch, tokenizer, [RECORD, replace(RECORD, edit=edit)])

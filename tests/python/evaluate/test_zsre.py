@@ -1,0 +1,129 @@
+"""zsRE's metrics equal values worked out by hand, and MEMIT's procedure: one forward pass for each token of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emmet.architectures import discover
+from emmet.edits import Edit, Neighbour, Record, read_records
+from emmet.errors import EditError
+from emmet.evaluate import zsre
+from emmet.evaluate.scoring import Pair, Score
+from emmet.evaluate.zsre import METRICS, evaluate_zsre
+from emmet.loading import load
+
+RECORDS = [
+    Record(
+        edit=Edit("What is the native language of {}?", "Danielle Darrieux", "French English"),
+        kind="zsre",
+        answer_before=None,
+        paraphrases=("Which language does Danielle Darrieux speak?",),
+        neighbours=(Neighbour("nq question: where is the colosseum?", "Rome is Paris"),),
+    ),
+    Record(
+        edit=Edit("Where is {} located?", "Autonomous University of Madrid", "Madrid"),
+        kind="zsre",
+        answer_before=None,
+        paraphrases=("In which city is the Autonomous University of Madrid?",),
+        neighbours=(Neighbour("nq question: who created the apple a5?", "Apple"),),
+    ),
+]
+
+
+def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = RECORDS
+    lone = Record(Edit("Who made {}?", "Apple A5", "Apple", id="apple"), "zsre", None, (), ())
+    hits = {
+        (first.edit.text, "French English"): (True, True, False, True),
+        (first.paraphrases[0], "French English"): (True, False, False, False),
+        (first.neighbours[0].prompt, "Rome is Paris"): (False, False),
+        (second.edit.text, "Madrid"): (True,),
+        (second.paraphrases[0], "Madrid"): (True,),
+        (second.neighbours[0].prompt, "Apple"): (True, False, True),
+        (lone.edit.text, "Apple"): (False,),
+    }
+
+    def score_continuations(_arch: object, _tokenizer: object, pairs: Iterable[Pair], *_: object) -> dict[Pair, Score]:
+        return {pair: Score(1.0, hits[pair]) for pair in pairs}
+
+    monkeypatch.setattr(zsre, "score_continuations", score_continuations)
+    scores = evaluate_zsre(None, None, [first, second, lone])  # type: ignore[arg-type]  # the script needs neither
+
+    means = {metric: (found.mean, found.records) for metric, found in scores.estimates.items() if found}
+    efficacy, paraphrase, specificity = (75 + 100 + 0) / 3, (25 + 100) / 2, (0 + 200 / 3) / 2
+    assert means == {
+        "efficacy": (pytest.approx(efficacy), 3),
+        "paraphrase": (pytest.approx(paraphrase), 2),
+        "specificity": (pytest.approx(specificity), 2),
+        "S": (pytest.approx(3 / (1 / efficacy + 1 / paraphrase + 1 / specificity)), 2),
+    }
+    assert list(scores.estimates) == list(METRICS) == list(scores.definitions)
+    assert scores.per_record[2] == {
+        "id": "apple",
+        "prompt": "Who made Apple A5?",
+        "target": "Apple",
+        "efficacy": 0.0,
+        "paraphrase": None,
+        "specificity": None,
+    }
+
+
+def test_no_records_are_refused() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    arch = discover(tiny.tiny_model("gpt2", vocab_size=len(tokenizer)))
+    with pytest.raises(EditError, match="at least one record"):
+        evaluate_zsre(arch, tokenizer, [])
+
+
+@torch.no_grad()
+def plain_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> float:
+    """The answer's tokens are fed one by one, and the likeliest next token is looked at each time."""
+    start = len(tokenizer(prompt).input_ids)
+    ids = tokenizer(f"{prompt} {answer}").input_ids
+    hits = [model(torch.tensor([ids[:i]])).logits[0, -1].argmax().item() == ids[i] for i in range(start, len(ids))]
+    return 100 * float(np.mean(hits))
+
+
+def plain_metrics(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> dict[str, float]:
+    (paraphrase,), (neighbour,) = record.paraphrases, record.neighbours
+    return {
+        "efficacy": plain_accuracy(model, tokenizer, record.edit.text, record.edit.target),
+        "paraphrase": plain_accuracy(model, tokenizer, paraphrase, record.edit.target),
+        "specificity": plain_accuracy(model, tokenizer, neighbour.prompt, neighbour.answer),
+    }
+
+
+def assert_equal_to_plain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
+) -> None:
+    scores = evaluate_zsre(discover(model), tokenizer, records)
+    expected = [plain_metrics(model, tokenizer, record) for record in records]
+    for found, of_record in zip(scores.per_record, expected, strict=True):
+        assert {metric: found[metric] for metric in of_record} == pytest.approx(of_record)
+    assert {value for of_record in expected for value in of_record.values()} > {0.0}  # the model hits something
+
+
+@pytest.mark.parametrize("family", ["gptj", "llama", "gemma2", "phi", "falcon"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_metrics_equal_the_published_procedure(family: str, padding_side: str, bos: bool) -> None:
+    tokenizer = tiny.tiny_tokenizer(bos=bos, padding_side=padding_side)  # type: ignore[arg-type]
+    model = tiny.tiny_model(family, vocab_size=len(tokenizer))
+    favoured = tokenizer(" French English Madrid Apple Rome is Paris", add_special_tokens=False).input_ids
+    bias = torch.zeros(len(tokenizer)).index_fill(0, torch.tensor(favoured), 8.0)
+    model.get_output_embeddings().bias = torch.nn.Parameter(bias)  # random guesses among 400 tokens would hit nothing
+    assert_equal_to_plain(model, tokenizer, RECORDS)
+
+
+def test_real_records_on_a_real_model_equal_the_published_procedure(smollm2_folder: Path, data_folder: Path) -> None:
+    records = read_records(data_folder / "zsre" / "train-1k.jsonl")[:8]
+    model, tokenizer = load(smollm2_folder, dtype=torch.float32)
+    assert all(record.neighbours[0].prompt.endswith("?") for record in records)
+    assert_equal_to_plain(model, tokenizer, records)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from published import published_values
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
+
+from emmet import Edit, EditConfig, NonFiniteError
+from emmet.architectures import discover
+from emmet.config import ResolvedConfig
+from emmet.edits import read_edits
+from emmet.keys import in_contexts
+from emmet.loading import load
+from emmet.suffixes import Injection
+from emmet.values import Values, optimise_values
+
+PREFIXES = ("The first of them. ", "Because it was there, we went on. ")
+EDITS = [
+    Edit("{} plays the", "Miles Davis", "piano"),  # subject at the start
+    Edit("The mother tongue of {} is", "Danielle Darrieux", "old English"),  # in the middle, several target tokens
+    Edit("The best of all is {}", "Lyon", "Manila"),  # at the end
+    Edit("{}", "Mount Fuji", "in the Alps"),  # alone
+]
+LAYER = 1
+
+
+def config(model: torch.nn.Module, **settings: object) -> ResolvedConfig:
+    # A small learning rate: Adam's first step is ± the rate whatever the gradient, so that rounding in components
+    # near 0 would be magnified without bound by a large one.
+    defaults = {"layers": [LAYER], "learning_rate": 0.1, "steps": 3, "stop_loss": 0.0, "clamp": 4, "weight_decay": 0.5}
+    return EditConfig(**(defaults | settings)).resolve(model.config)
+
+
+def our_values(model, tokenizer, edits, prefixes, settings) -> Values:
+    arch = discover(model)
+    prompts = [in_contexts(tokenizer, edit, prefixes) for edit in edits]
+    injection = Injection.find(arch, settings.layers[-1])
+    return optimise_values(arch, tokenizer, edits, prompts, settings, injection)
+
+
+def oracle(model, tokenizer, edit, prefixes, settings):
+    arch = discover(model)
+    injection = Injection.find(arch, settings.layers[-1])
+    return published_values(model, tokenizer, edit, prefixes, injection.site(arch).module, settings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_equals_the_published_procedure(family, bos, padding_side):
+    tokenizer = tiny_tokenizer(bos=bos, padding_side=padding_side)
+    model = tiny_model(family, vocab_size=len(tokenizer))
+    settings = config(model)
+    expected = [oracle(model, tokenizer, edit, PREFIXES, settings) for edit in EDITS]
+    for step in (1, 2, 3):
+        ours = our_values(model, tokenizer, EDITS, PREFIXES, replace(settings, steps=step))
+        torch.testing.assert_close(
+            ours.loss, torch.tensor([one.losses[step - 1] for one in expected]), rtol=1e-4, atol=0
+        )
+        assert ours.steps.tolist() == [step] * len(EDITS)
+    torch.testing.assert_close(ours.targets, torch.stack([one.target for one in expected]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("layer", [0, 3])
+def test_equals_the_published_procedure_at_the_first_and_the_last_layer(family, layer):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, vocab_size=len(tokenizer))
+    settings = config(model, layers=[layer])
+    ours = our_values(model, tokenizer, EDITS, PREFIXES, settings)
+    expected = [oracle(model, tokenizer, edit, PREFIXES, settings).losses[-1] for edit in EDITS]
+    torch.testing.assert_close(ours.loss, torch.tensor(expected), rtol=1e-4, atol=0)
+
+
+def test_a_small_clamp_bounds_delta():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    settings = config(model, clamp=0.05, steps=4)
+    ours = our_values(model, tokenizer, EDITS, PREFIXES, settings)
+    start = our_values(model, tokenizer, EDITS, PREFIXES, replace(settings, steps=1)).targets
+    ratio = (ours.targets - start).norm(dim=1) / start.norm(dim=1)
+    assert ratio.max() == pytest.approx(0.05, rel=1e-4)
+
+
+def test_batches_and_their_order_do_not_change_the_result():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt2", vocab_size=len(tokenizer))
+    settings = config(model, steps=5)
+    together = our_values(model, tokenizer, EDITS, PREFIXES, settings)
+    alone = our_values(model, tokenizer, EDITS, PREFIXES, replace(settings, batch_size=1))
+    turned = our_values(model, tokenizer, EDITS[::-1], PREFIXES, settings)
+    torch.testing.assert_close(together.targets, alone.targets, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together.targets, turned.targets.flip(0), rtol=1e-3, atol=1e-4)
+
+
+def test_converged_edits_leave_the_batch_with_the_values_they_converged_to():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    settings = config(model, steps=40, learning_rate=0.3, clamp=50, weight_decay=0.0, stop_loss=6.0)
+    ours = our_values(model, tokenizer, EDITS, PREFIXES, settings)
+    expected = [oracle(model, tokenizer, edit, PREFIXES, settings) for edit in EDITS]
+    assert (ours.loss < 6.0).sum() == 2, "some of the edits should converge, others not"
+    assert ours.steps.tolist() == [len(one.losses) for one in expected]
+    torch.testing.assert_close(ours.loss, torch.tensor([one.losses[-1] for one in expected]), rtol=1e-2, atol=0)
+
+
+def test_without_prefixes_and_without_decay():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("phi", vocab_size=len(tokenizer))
+    settings = config(model, weight_decay=0.0, kl_factor=0.0)
+    ours = our_values(model, tokenizer, EDITS, (), settings)
+    expected = [oracle(model, tokenizer, edit, (), settings).losses[-1] for edit in EDITS]
+    torch.testing.assert_close(ours.loss, torch.tensor(expected), rtol=1e-4, atol=0)
+
+
+def test_the_model_is_left_as_it_was():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("opt", vocab_size=len(tokenizer)).train()
+    model.lm_head.weight.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    flags = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    our_values(model, tokenizer, EDITS, PREFIXES, config(model))
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == flags
+    assert all(module.training for module in model.modules())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(NonFiniteError, match="finite losses"):
+        our_values(model, tokenizer, EDITS, PREFIXES, config(model))
+
+
+def test_equals_the_published_procedure_on_the_real_model(smollm2_folder, data_folder):
+    model, tokenizer = load(smollm2_folder)
+    edits = read_edits(data_folder / "counterfact" / "edit-10k.jsonl")[:3]
+    settings = config(model, layers=[7], learning_rate=0.5)
+    expected = [oracle(model, tokenizer, edit, PREFIXES, settings) for edit in edits]
+    for step in (1, 2, 3):
+        ours = our_values(model, tokenizer, edits, PREFIXES, replace(settings, steps=step))
+        torch.testing.assert_close(
+            ours.loss, torch.tensor([one.losses[step - 1] for one in expected]), rtol=1e-4, atol=0
+        )
