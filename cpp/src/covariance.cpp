@@ -1,6 +1,5 @@
 #include "emmet/covariance.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/triu.h>
@@ -66,7 +65,7 @@ Covariance::Covariance(int64_t dim, c10::Device device) {
 }
 
 Covariance Covariance::from_sum(const at::Tensor& sum, int64_t count) {
-  const at::NoGradGuard no_grad;
+  const c10::InferenceMode inference;
   require_floating(sum, "sum");
   if (sum.dim() != 2 || sum.size(0) != sum.size(1)) {
     throw ShapeError(c10::str("expected a square sum [dim, dim], got ", sum.sizes(), "; pass what sum() gave"));

@@ -4,7 +4,6 @@
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/nonzero.h>
-#include <ATen/ops/where.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -23,7 +22,7 @@ using Groups = std::vector<std::vector<int64_t>>;
 constexpr double kCoincidence = 1e-8;
 // Eigenvalues of the matrix of cosines below this belong to a dependency.
 constexpr double kNullEigenvalue = 1e-10;
-// A key takes part in a dependency when its weight in it reaches this share of the largest.
+// A key takes part in a dependency when its coefficient in it reaches this share of the largest.
 constexpr double kShare = 1e-3;
 constexpr int64_t kBlockRows = 1024;
 constexpr size_t kNamedKeys = 8;
@@ -38,7 +37,12 @@ class Partition {
  public:
   explicit Partition(int64_t n) : parent_(n) { std::iota(parent_.begin(), parent_.end(), 0); }
 
-  void join(int64_t a, int64_t b) { parent_[root(a)] = root(b); }
+  /// Joins row first + i with row j wherever related [m, n] holds at (i, j).
+  void join_where(const at::Tensor& related, int64_t first = 0) {
+    const auto pairs = at::nonzero(related).cpu().contiguous();
+    const auto* pair = pairs.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < pairs.size(0); ++i, pair += 2) parent_[root(first + pair[0])] = root(pair[1]);
+  }
 
   Groups groups() {
     std::map<int64_t, std::vector<int64_t>> by_root;
@@ -64,18 +68,20 @@ Groups coinciding(const at::Tensor& unit) {
   Partition partition(unit.size(0));
   for (int64_t row = 0; row < unit.size(0); row += kBlockRows) {
     const auto block = unit.narrow(0, row, std::min(kBlockRows, unit.size(0) - row));
-    const auto pairs = at::nonzero(at::matmul(block, unit.mT()).abs() > 1 - kCoincidence).cpu().contiguous();
-    const auto* pair = pairs.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < pairs.size(0); ++i, pair += 2) partition.join(row + pair[0], pair[1]);
+    partition.join_where(at::matmul(block, unit.mT()).abs() > 1 - kCoincidence, row);
   }
   return partition.groups();
 }
 
-std::vector<int64_t> jointly_dependent(const at::Tensor& unit) {
+// The coefficients of all dependencies span the null space of the matrix of cosines. Its projector has one block for
+// each set of rows that depend on each other.
+Groups jointly_dependent(const at::Tensor& unit) {
   const auto [values, vectors] = at::linalg_eigh(at::matmul(unit, unit.mT()));
-  const auto null = at::where(values <= std::max(kNullEigenvalue, values.min().item<double>()), 1.0, 0.0);
-  const auto weight = at::matmul(vectors.square(), null.to(vectors.dtype()));
-  return indices_where(weight >= kShare * weight.max());
+  const auto null = values <= std::max(kNullEigenvalue, values.min().item<double>());
+  const auto projector = at::matmul(vectors * null, vectors.mT());
+  Partition partition(unit.size(0));
+  partition.join_where(projector.abs() >= kShare * projector.diagonal().max());
+  return partition.groups();
 }
 
 std::string list_text(const std::vector<int64_t>& group) {
@@ -96,7 +102,7 @@ Groups dependent_groups(const at::Tensor& whitened) {
     std::iota(all.begin(), all.end(), 0);
     return {all};
   }
-  return {jointly_dependent(unit)};
+  return jointly_dependent(unit);
 }
 
 void throw_dependent_keys(const at::Tensor& whitened) {
@@ -109,7 +115,7 @@ void throw_dependent_keys(const at::Tensor& whitened) {
   throw DependentKeysError(
       c10::str("expected linearly independent keys for an equality constraint on ", whitened.size(0), " edits in ",
                whitened.size(1), " dimensions, got dependent ones at indices ", named,
-               "; leave one of each group out, or use a ridge > 0 (or automatic)"),
+               "; leave some of each group out, or use a ridge > 0 (or automatic)"),
       groups);
 }
 

@@ -7,8 +7,8 @@
 
 namespace emmet {
 
-/// Finds which rows of whitened keys [n, r] prevent an equality constraint: groups of rows that are zero, that
-/// coincide up to their length, or (if neither is found) that are linearly dependent together.
+/// Finds which rows of whitened keys [n, r] prevent an equality constraint: those that are zero or, if none is, groups
+/// that coincide up to their length or, if none do, groups that are linearly dependent together.
 std::vector<std::vector<int64_t>> dependent_groups(const at::Tensor& whitened);
 
 /// Throws DependentKeysError with these groups.

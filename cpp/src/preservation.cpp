@@ -1,8 +1,9 @@
 #include "emmet/preservation.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/diagonal.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
@@ -23,8 +24,8 @@ namespace {
 
 // A pivot this small relative to its diagonal entry is rounding error, not information.
 constexpr double kSmallestPivot = 1e-13;
-// Above this many keys per dimension one factorisation is cheaper than rotations (measured: bench/solve.py).
-constexpr int64_t kRotationsPerDimension = 64;
+// One factorisation costs as much as d/3 rotations on two cores, and as fewer the more cores there are.
+constexpr int64_t kDimensionsPerRotation = 16;
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
 constexpr double kAsymmetry = 1e-6;
@@ -37,12 +38,13 @@ at::Tensor checked_moment(const at::Tensor& moment) {
                               "; pass what Covariance.second_moment() gives"));
   }
   require_finite_rows(moment, "second_moment");
-  const double asymmetry = largest_magnitude(moment - moment.mT()) / largest_magnitude(moment);
+  const auto exact = moment.to(at::kDouble);
+  const double asymmetry = largest_magnitude(exact - exact.mT()) / largest_magnitude(exact);
   if (asymmetry > kAsymmetry) {
     throw ShapeError(c10::str("expected a symmetric second_moment, got one with a relative asymmetry of ", asymmetry,
                               "; pass what Covariance.second_moment() gives"));
   }
-  return moment.to(at::kDouble);
+  return exact;
 }
 
 void require_not_negative(double value, const char* name) {
@@ -101,7 +103,8 @@ at::Tensor Preservation::solve(const at::Tensor& keys) const { return unwhiten(w
 
 at::Tensor Preservation::gram(const at::Tensor& keys) const {
   const auto whitened = whiten(keys);
-  return at::matmul(whitened, whitened.mT());
+  const auto product = at::matmul(whitened, whitened.mT());
+  return 0.5 * (product + product.mT());  // a matrix product is symmetric only up to rounding
 }
 
 double Preservation::cost(const at::Tensor& delta) const {
@@ -114,13 +117,15 @@ Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   const at::NoGradGuard no_grad;
   require_not_negative(weight, "weight");
   const auto rows = (std::sqrt(weight) * as_rows(keys, dim(), "keys")).to(factor_.device()).contiguous();
-  if (factor_.is_cpu() && rows.size(0) * kRotationsPerDimension <= dim()) {
+  if (factor_.is_cpu() && rows.size(0) * kDimensionsPerRotation <= dim()) {
     auto upper = factor_.mT().clone(at::MemoryFormat::Contiguous);  // row-major Lᵀ is column-major L
-    cpu::cholesky_update(upper.mutable_data_ptr<double>(), dim(), rows.mutable_data_ptr<double>(), rows.size(0));
+    cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.const_data_ptr<double>(), dim(), rows.size(0));
     return {upper.mT(), jitter_};
   }
-  auto moment = at::matmul(factor_, factor_.mT()).addmm_(rows.mT(), rows);
-  return {std::get<0>(at::linalg_cholesky_ex(moment)), jitter_};
+  // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C itself
+  // is not formed: that would square the condition number.
+  const auto upper = std::get<1>(at::linalg_qr(at::cat({factor_.mT(), rows}), "r"));
+  return {(upper.diagonal().sign().unsqueeze(1) * upper).mT(), jitter_};
 }
 
 int64_t Preservation::dim() const noexcept { return factor_.size(0); }
@@ -130,16 +135,18 @@ int64_t Preservation::rank() const noexcept { return factor_.size(1); }
 Preservation Preservation::to(c10::Device device) const { return {factor_.to(device), jitter_}; }
 
 void Preservation::save(const std::string& path) const {
-  write_safetensors(path, {{{"factor", factor_}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}});
+  // Lᵀ, because L lies in memory by columns: so neither writing nor reading it takes a copy.
+  write_safetensors(path, {{{"upper", factor_.mT()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}});
 }
 
 Preservation Preservation::load(const std::string& path, c10::Device device) {
   const TypedFile file(path, kFormat);
-  const auto& factor = file.matrix("factor");
-  if (factor.size(0) != factor.size(1)) {
-    throw FormatError(c10::str(path, ": expected a square 'factor', got ", factor.sizes(), "; save it anew"));
+  const auto& upper = file.matrix("upper");
+  if (upper.size(0) != upper.size(1) || !upper.diagonal().gt(0).all().item<bool>()) {
+    throw FormatError(c10::str(path, ": expected a square 'upper' with a positive diagonal, got ", upper.sizes(),
+                               "; save it anew"));
   }
-  return {factor.to(device), file.number("jitter")};
+  return {upper.to(device).mT(), file.number("jitter")};
 }
 
 }  // namespace emmet

@@ -18,7 +18,7 @@
 namespace emmet {
 namespace {
 
-// Beyond this the scaled system is singular to working precision for a constraint that shall hold to 1e-6.
+// Beyond this the scaled system is singular to working precision: no constraint would hold to 1e-6.
 constexpr double kLargestCondition = 1e12;
 constexpr double kConstraintTolerance = 1e-6;
 // Refinement ends here, or when it no longer gains.
@@ -49,8 +49,8 @@ Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, 
   const bool underdetermined = whitened.size(0) > whitened.size(1);
   if (ridge == 0.0 && underdetermined) throw_dependent_keys(whitened);
   System system(with_ridge(gram, ridge));
-  if (ridge == 0.0 && system.condition() > kLargestCondition) throw_dependent_keys(whitened);
-  if (!system.factorised()) {
+  if (system.condition() > kLargestCondition) {
+    if (ridge == 0.0) throw_dependent_keys(whitened);
     throw Error(c10::str("expected a ridge that makes the system definite, got ", ridge,
                          " beside a squared key length of ", gram.diagonal().max().item<double>(),
                          "; use a larger ridge, or have it chosen (automatic)"));
@@ -105,7 +105,8 @@ Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, con
   diagnostics.constraint_residual = relative_norm(error + mu * Y, R);
   diagnostics.preservation_cost = at::matmul(A.mT(), Y).square().sum().item<double>();
   diagnostics.seconds_system = seconds_since(start);
-  if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
+  const bool exact = !ridge.is_automatic() && mu == 0.0;
+  if (exact && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
   return Update::from_factors(Y.mT(), B, diagnostics);
 }
 

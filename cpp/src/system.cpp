@@ -1,20 +1,22 @@
 #include "system.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
-#include <ATen/ops/linspace.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 
+#include <cmath>
 #include <limits>
+#include <utility>
 
 namespace emmet {
 namespace {
 
-// Enough for the condition number to within a few per cent on the spectra of Gram matrices.
+// Enough for a condition number that is never too large, mostly within a few per cent and hardly ever a fifth too small.
 constexpr int kIterations = 30;
+constexpr double kSettled = 1e-4;
 
 at::Tensor solve_with_factor(const at::Tensor& factor, const at::Tensor& right_hand_side) {
   const auto forward = at::linalg_solve_triangular(factor, right_hand_side, /*upper=*/false);
@@ -24,12 +26,13 @@ at::Tensor solve_with_factor(const at::Tensor& factor, const at::Tensor& right_h
 // The largest eigenvalue of a symmetric positive operator on columns [n, 1].
 template <typename Operator>
 double dominant_eigenvalue(int64_t n, const at::TensorOptions& options, const Operator& apply) {
-  auto vector = at::linspace(1.0, 2.0, n, options).unsqueeze(1);  // any fixed start that favours no axis
+  // A fixed start that no simple combination of axes, such as k₁ − k₂ − k₃ + k₄, is orthogonal to.
+  auto vector = 1.0 + 0.5 * at::arange(n, options).cos().unsqueeze(1);
   double eigenvalue = 0.0;
   for (int i = 0; i < kIterations; ++i) {
     vector = apply(vector / vector.norm());
-    eigenvalue = vector.norm().template item<double>();
-    if (!(eigenvalue > 0.0)) break;
+    const double previous = std::exchange(eigenvalue, vector.norm().template item<double>());
+    if (!(std::abs(eigenvalue - previous) > kSettled * eigenvalue)) break;
   }
   return eigenvalue;
 }
@@ -43,7 +46,7 @@ double largest_eigenvalue(const at::Tensor& matrix) {
 
 System::System(const at::Tensor& matrix) : condition_(std::numeric_limits<double>::infinity()) {
   const auto diagonal = matrix.diagonal().unsqueeze(1);
-  scale_ = at::where(diagonal > 0, diagonal.rsqrt(), at::zeros_like(diagonal));
+  scale_ = at::where(diagonal > 0, diagonal.rsqrt(), 0.0);
   const auto scaled = scale_ * matrix * scale_.mT();
   auto [factor, info] = at::linalg_cholesky_ex(scaled);
   if (info.item<int>() != 0) return;

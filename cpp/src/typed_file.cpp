@@ -2,18 +2,19 @@
 
 #include <c10/util/StringUtil.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <array>
+#include <charconv>
+#include <cmath>
 #include <utility>
 
+#include "checks.h"
 #include "emmet/error.h"
 
 namespace emmet {
 
 std::string exact_text(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.17g", value);
-  return text;
+  std::array<char, 32> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
 }
 
 TypedFile::TypedFile(std::string path, const std::string& format)
@@ -33,15 +34,20 @@ const at::Tensor& TypedFile::matrix(const std::string& name) const {
                                found == contents_.tensors.end() ? "none" : c10::str(found->second.sizes()),
                                "; save it anew"));
   }
+  if (!std::isfinite(largest_magnitude(found->second))) {
+    throw FormatError(c10::str(path_, ": expected finite numbers in '", name, "', got NaN or Inf; save it anew"));
+  }
   return found->second;
 }
 
 double TypedFile::number(const std::string& name) const {
   const auto found = contents_.metadata.find(name);
-  char* end = nullptr;
-  const double value = found == contents_.metadata.end() ? 0.0 : std::strtod(found->second.c_str(), &end);
-  if (end == nullptr || end == found->second.c_str() || *end != '\0') {
-    throw FormatError(c10::str(path_, ": expected a number '", name, "' in its metadata; save it anew"));
+  const std::string text = found == contents_.metadata.end() ? "" : found->second;
+  double value = 0.0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    throw FormatError(c10::str(path_, ": expected a number '", name, "' in its metadata, got '", text,
+                               "'; save it anew"));
   }
   return value;
 }

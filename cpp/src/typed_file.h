@@ -18,7 +18,7 @@ class TypedFile {
   TypedFile(std::string path, const std::string& format);
 
   bool has(const std::string& name) const { return contents_.tensors.count(name) > 0; }
-  /// A float64 matrix; throws FormatError when it is missing or something else.
+  /// A finite float64 matrix; throws FormatError when it is missing or something else.
   const at::Tensor& matrix(const std::string& name) const;
   /// A number of the metadata; throws FormatError when it is missing or something else.
   double number(const std::string& name) const;

@@ -50,8 +50,8 @@ Update Update::from_factors(at::Tensor left, at::Tensor right, Diagnostics diagn
                               right.sizes(), "; their inner sizes must agree"));
   }
   const int64_t rows = left.size(0), columns = right.size(1), rank = left.size(1);
-  left = left.to(at::kDouble);
-  right = right.to(at::kDouble);
+  left = left.detach().to(at::kDouble).contiguous();
+  right = right.detach().to(at::kDouble).contiguous();
   if (rank * (rows + columns) >= rows * columns) return from_dense(at::matmul(left, right), diagnostics);
   Update update;
   update.left_ = std::move(left);
@@ -80,7 +80,7 @@ const at::Tensor& Update::right() const {
 
 at::Tensor Update::dense() const {
   const at::NoGradGuard no_grad;
-  return is_low_rank() ? at::matmul(left_, right_) : dense_;
+  return is_low_rank() ? at::matmul(left_, right_) : dense_.clone();
 }
 
 int64_t Update::rows() const noexcept { return is_low_rank() ? left_.size(0) : dense_.size(0); }
@@ -92,7 +92,7 @@ int64_t Update::rank() const noexcept { return is_low_rank() ? left_.size(1) : s
 void Update::apply_(at::Tensor weight, bool transposed) const {
   const at::NoGradGuard no_grad;
   require_floating(weight, "weight");
-  const auto target = transposed ? weight.t() : weight;
+  const auto target = transposed && weight.dim() == 2 ? weight.t() : weight;
   if (target.dim() != 2 || target.size(0) != rows() || target.size(1) != columns()) {
     throw ShapeError(c10::str("expected weight ", transposed ? "[d_in, d_out]" : "[d_out, d_in]",
                               " of an update with d_out ", rows(), " and d_in ", columns(), ", got ", weight.sizes(),
@@ -142,8 +142,13 @@ Update Update::load(const std::string& path) {
   const TypedFile file(path, kFormat);
   Diagnostics diagnostics;
   for (const auto& [name, field] : kDiagnostics) diagnostics.*field = file.number(name);
-  return file.has("dense") ? from_dense(file.matrix("dense"), diagnostics)
-                           : from_factors(file.matrix("left"), file.matrix("right"), diagnostics);
+  if (file.has("dense")) return from_dense(file.matrix("dense"), diagnostics);
+  const auto &left = file.matrix("left"), &right = file.matrix("right");
+  if (left.size(1) != right.size(0)) {
+    throw FormatError(c10::str(path, ": expected 'left' [d_out, r] and 'right' [r, d_in], got ", left.sizes(), " and ",
+                               right.sizes(), "; save it anew"));
+  }
+  return from_factors(left, right, diagnostics);
 }
 
 }  // namespace emmet

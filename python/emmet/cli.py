@@ -9,24 +9,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from tqdm import tqdm
 
 from . import __version__
-from .config import METHODS, EditConfig, ResolvedConfig, parse_layers
+from .config import EditConfig, ResolvedConfig, parse_layers
 from .edits import check_consistent, read_edits, read_records
 from .errors import ConfigError, EmmetError
+from .progress import Progress, silent
 
-if TYPE_CHECKING:  # transformers takes seconds to import: each command does it when it runs
+if TYPE_CHECKING:  # transformers takes seconds to import, so each command does it when it runs
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .architectures import Architecture
     from .editor import EditHandle
-    from .progress import Progress
+    from .statistics import Statistics
+
+Row = tuple[str, str]  # of the results: what it is about, and what there is to say
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _LARGEST_SEED = 2**32 - 1
+
+_BAR_DELAY = 2.0  # seconds: a stage that is over sooner shows no bar
 
 _OK, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
 
@@ -80,9 +85,9 @@ def _add_stats(commands: Any) -> None:
         "collect statistics of a model's keys, the memories that edits preserve",
         """\
 examples:
-  emmet stats gpt2 --layers 7 --out stats/                                    text that the model samples itself
-  emmet stats gpt2 --layers 4-8 --out stats/ --corpus wiki.txt                a text file
-  emmet stats gpt2 --layers 7 --out stats/ --corpus hf:wikitext:wikitext-2-v1 a data set of the Hugging Face hub
+  emmet stats gpt2 --layers 7 --out stats/                       on text that the model samples itself
+  emmet stats gpt2 --layers 4-8 --out stats/ --corpus wiki.txt   on a text file
+  emmet stats gpt2 --layers 7 --out stats/ --corpus hf:roneneldan/TinyStories
 
 The same command goes on where it was interrupted. Layers that are already there are kept.""",
     )
@@ -91,7 +96,10 @@ The same command goes on where it was interrupted. Layers that are already there
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write one file a layer to")
     parser.add_argument("--tokens", type=_whole_number(1), help="tokens to read (default: 10 for each key dimension)")
     parser.add_argument(
-        "--seed", type=_whole_number(0, _LARGEST_SEED), default=0, help="of the text that the model samples (default: 0)"
+        "--seed",
+        type=_whole_number(0, _LARGEST_SEED),
+        default=0,
+        help="of the text that the model samples (default: 0)",
     )
 
 
@@ -111,15 +119,14 @@ examples:
   emmet edit gpt2 edits.jsonl --out model/ --format model           a whole model, for AutoModel.from_pretrained
   emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000""",
     )
-    _add_edits_file(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
+    _add_records(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
     _add_settings(parser)
-    parser.add_argument(
-        "--ridge", type=_ridge, help='"auto", or μ of the solver: 0 makes edits exact, more preserves more'
-    )
-    parser.add_argument(
-        "--seed", type=_whole_number(0, _LARGEST_SEED), help="of the context prefixes that the model writes (default: 0)"
-    )
     _add_statistics(parser)
+    parser.add_argument(
+        "--seed",
+        type=_whole_number(0, _LARGEST_SEED),
+        help="of the context prefixes that the model writes (default: 0)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new, empty or emmet's")
     parser.add_argument(
         "--format",
@@ -141,7 +148,7 @@ examples:
   emmet eval gpt2 counterfact.json --report after/ --delta delta/    with a delta of `emmet edit`
   emmet eval model/ counterfact.json --report after/                 a model of `emmet edit --format model`""",
     )
-    _add_edits_file(parser, "DATA.jsonl", "records of ours, CounterFact or zsRE")
+    _add_records(parser, "DATA.jsonl", "records of ours, CounterFact or zsRE")
     parser.add_argument("--delta", type=Path, metavar="DIR", help="edits to apply first, written by `emmet edit`")
     parser.add_argument(
         "--report", type=Path, required=True, metavar="DIR", help="folder to write metrics.json and report.md to"
@@ -182,15 +189,20 @@ def _command(
     return parser
 
 
-def _add_edits_file(parser: argparse.ArgumentParser, metavar: str, content: str) -> None:
-    parser.add_argument("edits", type=Path, metavar=metavar, help=content)
+def _add_records(parser: argparse.ArgumentParser, metavar: str, content: str) -> None:
+    parser.add_argument("records", type=Path, metavar=metavar, help=content)
     parser.add_argument("--limit", type=_whole_number(1), metavar="N", help="take only the first N records")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", help=f"{', '.join(METHODS)} (default: emmet)")
+    parser.add_argument("--method", help="emmet (default), memit or rome")
     parser.add_argument(
         "--layers", type=_layers, help='decoder layers, from 0: "7" or "4-8,10" (default: published, or by depth)'
+    )
+    parser.add_argument(
+        "--ridge",
+        type=_ridge,
+        help="μ of the solver: 0 makes edits exact, more preserves more, auto is the least that is numerically safe",
     )
     parser.add_argument(
         "--config",
@@ -249,9 +261,9 @@ def _stats(options: argparse.Namespace) -> None:
     from .statistics import collect_statistics
 
     check_folder(options.out)
-    open_corpus(options.corpus).digest()  # a corpus that cannot be read is found out before the model is loaded
+    open_corpus(options.corpus).digest()  # one that cannot be read is reported before the model is loaded
     watch = _Stopwatch()
-    with _bars(options) as progress:
+    with _progress(options) as progress:
         model, tokenizer = _load(options, watch, progress)
         with watch.stage("statistics"):
             statistics = collect_statistics(
@@ -264,11 +276,7 @@ def _stats(options: argparse.Namespace) -> None:
                 out=options.out,
                 progress=progress,
             )
-    _print_rows(
-        *((f"layer {layer}", f"{of_layer.count:,} tokens of {options.corpus}") for layer, of_layer in statistics.items()),
-        ("time", str(watch)),
-        ("written", f"{options.out}"),
-    )
+    _print_rows(*_statistics_rows(statistics), ("time", str(watch)), ("written", str(options.out)))
 
 
 def _edit(options: argparse.Namespace) -> None:
@@ -276,28 +284,209 @@ def _edit(options: argparse.Namespace) -> None:
     from .corpora import open_corpus
     from .editor import Editor
     from .output import check_output
+    from .statistics import Statistics
 
     config = _edit_config(options)
-    edits = read_edits(options.edits)[: options.limit]
+    edits = read_edits(options.records)[: options.limit]
     check_consistent(edits)
     check_output(options.out)
-    _check_apart(options.out, options.model, options.edits, options.stats)
+    _check_apart(options.out, options.model, options.records, options.stats)
     if options.stats is None:
         open_corpus(options.corpus).digest()
-    statistics = _statistics_in(options.stats, config)
+    else:
+        Statistics.load(options.stats, config.layers or ())
 
     watch = _Stopwatch()
-    with _bars(options) as progress:
+    with _progress(options) as progress:
         model, tokenizer = _load(options, watch, progress)
         with watch.stage("statistics"):
             editor = Editor(
-                model, tokenizer, config=config, statistics=statistics, corpus=options.corpus, progress=progress
+                model, tokenizer, config=config, statistics=options.stats, corpus=options.corpus, progress=progress
             )
         with watch.stage("edit"):
             handle = editor.edit(edits)
-    with watch.stage("write"):
-        if options.format == "model":
-            save_model(model, tokenizer, handle.delta, options.out)
-        else:
-            handle.save(options.out)
-    _print_rows(*_edit_rows(handle, editor.config), ("time", str(watch)), ("written", f"{options.out}"))
+        with watch.stage("write"):
+            if options.format == "model":
+                save_model(model, tokenizer, handle.delta, options.out, progress)
+            else:
+                handle.save(options.out)
+    _print_rows(*_edit_rows(handle, editor.config), ("time", str(watch)), ("written", str(options.out)))
+
+
+def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
+    loss = handle.values.loss
+    low = int((loss < config.stop_loss).sum())
+    yield "edits", f"{len(loss)} by {config.method}"
+    yield "loss", f"median {loss.median():.3g}, largest {loss.max():.3g}, below {config.stop_loss:g} for {low}"
+    for layer, delta in handle.delta.layers.items():
+        solves = [report.diagnostics for report in handle.diagnostics if report.layer == layer]
+        ridge, residual, condition = (
+            max(getattr(solve, name) for solve in solves) for name in ("ridge", "constraint_residual", "condition")
+        )
+        seconds = sum(solve.seconds_whiten + solve.seconds_system for solve in solves)
+        text = f"{delta.module}: ridge {ridge:.3g}, constraint residual {residual:.1e}, condition {condition:.1e}, "
+        yield f"layer {layer}", text + f"solved in {seconds:.2g} s"
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from .architectures import discover
+    from .delta import Delta
+    from .evaluate.report import evaluate
+    from .output import check_folder
+
+    records = read_records(options.records)[: options.limit]
+    check_folder(options.report)
+    delta = None if options.delta is None else Delta.load(options.delta)
+    watch = _Stopwatch()
+    with _progress(options) as progress:
+        model, tokenizer = _load(options, watch, progress)
+        if delta is not None:
+            delta.apply(model)
+        with watch.stage("evaluation"):
+            report = evaluate(discover(model), tokenizer, records, progress)
+    report.write(options.report)
+    found = ", ".join(f"{name} {of.mean:.1f}" for name, of in report.scores.estimates.items() if of is not None)
+    _print_rows(
+        ("records", f"{len(records)} ({report.kind})"),
+        ("percent", found),
+        ("time", str(watch)),
+        ("written", str(options.report)),
+    )
+
+
+def _info(options: argparse.Namespace) -> None:
+    from . import presets
+    from .architectures import discover
+
+    config = _edit_config(options)
+    with _progress(options) as progress:
+        model, tokenizer = _load(options, _Stopwatch(), progress)
+    arch, settings = discover(model), config.resolve(model.config)
+    preset = presets.find(model.config, settings.method)
+    statistics = _found_statistics(options, arch, tokenizer, settings.layers)
+    _print_rows(
+        *_model_rows(arch, options.model),
+        ("method", _described(settings)),
+        ("defaults", preset.source if preset else "by depth: nothing was published for this method and model"),
+        *_layer_rows(arch, settings.layers),
+        *(_statistics_rows(statistics) if statistics else [("statistics", "none yet: `emmet edit` collects them")]),
+    )
+
+
+def _model_rows(arch: Architecture, name: str) -> Iterator[Row]:
+    dtype = str(arch.model.dtype).removeprefix("torch.")
+    context = "any context" if arch.max_positions is None else f"a context of {arch.max_positions} tokens"
+    yield "model", f"{name}: {type(arch.model).__name__} in {dtype}"
+    yield "size", f"{len(arch)} layers of width {arch.d_model}, {context}"
+
+
+def _described(settings: ResolvedConfig) -> str:
+    names = ("ridge", "learning_rate", "steps", "clamp", "weight_decay")
+    return ", ".join([settings.method, *(f"{name} {getattr(settings, name)}" for name in names)])
+
+
+def _layer_rows(arch: Architecture, layers: Sequence[int]) -> Iterator[Row]:
+    for layer in layers:
+        projection = arch.projection(layer)
+        shape = " × ".join(map(str, projection.weight.shape))
+        stored = "input × output" if projection.transposed else "output × input"
+        yield f"layer {layer}", f"{projection.name}: {type(projection.module).__name__}, {shape} ({stored})"
+
+
+def _found_statistics(
+    options: argparse.Namespace, arch: Architecture, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int]
+) -> Statistics | None:
+    """What `emmet edit` would find with the same options, in --stats or in the cache."""
+    from .statistics import Statistics, layer_path, statistics_folder
+
+    if options.stats is not None:
+        statistics = Statistics.load(options.stats, layers)
+        statistics.check(arch, *layers)
+        return statistics
+    folder = statistics_folder(arch.model, tokenizer, options.corpus, layers=layers)
+    whole = all(layer_path(folder, layer).exists() for layer in layers)
+    return Statistics.load(folder, layers) if whole else None
+
+
+def _statistics_rows(statistics: Statistics) -> Iterator[Row]:
+    for layer, of_layer in statistics.items():
+        corpora = " and ".join(source.corpus for source in of_layer.sources)
+        yield "statistics", f"layer {layer}: {of_layer.count:,} tokens of {corpora}"
+
+
+def _edit_config(options: argparse.Namespace) -> EditConfig:
+    """The settings of --config, where it is given, with those that have an option of their own."""
+    config = EditConfig() if options.config is None else _read_config(options.config)
+    chosen = {name: getattr(options, name, None) for name in ("method", "layers", "ridge", "seed")}
+    return replace(config, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _read_config(path: Path) -> EditConfig:
+    try:
+        return EditConfig.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}; expected a JSON file of settings"
+    except ValueError as error:  # not UTF-8, or a ConfigError
+        message = f"{path}: {error}"
+    raise ConfigError(message)
+
+
+def _check_apart(out: Path, *inputs: str | Path | None) -> None:
+    """Raise ConfigError if the folder `out`, which is to be replaced, holds an input."""
+    for given in inputs:
+        if given is not None and Path(given).exists() and Path(given).resolve().is_relative_to(out.resolve()):
+            message = f"the output would replace {given}, which is read: name another folder than {out}"
+            raise ConfigError(message)
+
+
+def _load(
+    options: argparse.Namespace, watch: _Stopwatch, progress: Progress
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+
+    from .loading import load
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    with watch.stage("load"):
+        return load(options.model, dtype=dtype, device=options.device, progress=progress)
+
+
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[Progress]:
+    """A bar on standard error for each stage that takes its time; none with --quiet."""
+    bars: dict[str, tqdm] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = tqdm(desc=stage, total=total, initial=done, delay=_BAR_DELAY, dynamic_ncols=True)
+        bars[stage].update(done - bars[stage].n)
+        if done == total:
+            bars.pop(stage).close()
+
+    try:
+        yield silent if options.quiet else show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+class _Stopwatch:
+    """How long each stage took."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - start
+
+
+def _print_rows(*rows: Row) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")

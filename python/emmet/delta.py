@@ -17,7 +17,7 @@ from ._core import Diagnostics, Update
 from .architectures import Architecture, Projection, discover
 from .config import EditConfig
 from .edits import Edit
-from .errors import EmmetError, FormatError, ModelError
+from .errors import FormatError, ModelError
 from .fingerprint import tensor_digest
 from .output import MANIFEST, output_folder
 from .weights import Backup
@@ -92,11 +92,11 @@ class Delta:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             return _from_manifest(manifest, folder)
+        except FormatError:
+            raise
         except OSError as error:
             message = f"cannot read the delta {folder}: {error.strerror}; expected a folder that `emmet edit` wrote"
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, EmmetError):
-                raise
+        except (ValueError, KeyError, TypeError, AttributeError):
             message = f"{folder / MANIFEST} is not the manifest of a delta; write it anew with `emmet edit`"
         raise FormatError(message)
 
@@ -143,13 +143,19 @@ def _from_manifest(manifest: Any, folder: Path) -> Delta:
     return Delta(
         edits=tuple(Edit(**edit) for edit in manifest["edits"]),
         config=EditConfig.from_json(json.dumps(manifest["config"])),
-        prefixes=tuple(manifest["prefixes"]),
+        prefixes=_texts(manifest["prefixes"]),
         layers={
             int(layer): LayerDelta(entry["module"], entry["base_digest"], Update.load(folder / _file_name(int(layer))))
             for layer, entry in manifest["layers"].items()
         },
         reports=tuple(_report(**report) for report in manifest["reports"]),
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError
+    return tuple(value)
 
 
 def _report(*, layer: int, edits: Sequence[int], **diagnostics: float) -> LayerReport:

@@ -139,6 +139,7 @@ class Editor:
                     count=config.prefix_count,
                     length=config.prefix_length,
                     seed=config.seed,
+                    progress=self._progress,
                 )
             )
         return self._prefixes

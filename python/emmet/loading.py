@@ -43,15 +43,15 @@ def load(
     """
     _check_device(device)
     source = _source(name_or_path, progress)
-    with _readable(name_or_path), _quiet(progress):
+    with _readable(name_or_path), reporting(progress, "loading"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model, report = _causal_lm.from_pretrained(
             source, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
         )
+    discover(model)
     if missing := sorted(report["missing_keys"]):
         message = f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}: get the whole checkpoint"
         raise ModelError(message)
-    discover(model)
     return model.to(device).eval(), tokenizer
 
 
@@ -89,7 +89,7 @@ def _dequantised(path: Path, progress: Progress) -> Path:
     if not folder.is_dir():
         _require_gguf(path)
         progress("dequantising", 0, 1)
-        with _readable(path), _quiet(progress), new_folder(folder) as temporary:
+        with _readable(path), reporting(progress, "loading"), new_folder(folder) as temporary:
             _dequantise(path, temporary)
         progress("dequantising", 1, 1)
     return folder
@@ -129,11 +129,11 @@ def _readable(name_or_path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(progress: Progress) -> Iterator[None]:
-    """Let transformers log only errors, and report its progress bars to `progress`, in the body."""
+def reporting(progress: Progress, stage: str) -> Iterator[None]:
+    """Let transformers log only errors, and report its progress bars as those of `stage`, in the body."""
 
     def reported(_factory: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> logging.EmptyTqdm:
-        return _Bar(progress, *args, **kwargs)
+        return _Bar(progress, stage, *args, **kwargs)
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity(ERROR)
@@ -148,11 +148,12 @@ def _quiet(progress: Progress) -> Iterator[None]:
 class _Bar(logging.EmptyTqdm):
     """Stands in for a tqdm bar over a collection."""
 
-    def __init__(self, progress: Progress, items: Iterable[Any] = (), **_settings: Any) -> None:
+    def __init__(self, progress: Progress, stage: str, items: Iterable[Any] = (), **_settings: Any) -> None:
         self._items = list(items)
         self._progress = progress
+        self._stage = stage
 
     def __iter__(self) -> Iterator[Any]:
         for done, item in enumerate(self._items, 1):
             yield item
-            self._progress("loading", done, len(self._items))
+            self._progress(self._stage, done, len(self._items))

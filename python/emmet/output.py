@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,19 @@ from .storage import temporary_name
 MANIFEST = "emmet.json"
 
 
+def check_folder(path: Path) -> None:
+    """Raise EmmetError unless files can be written to the folder `path`, which need not exist yet."""
+    resolved = path.resolve()
+    existing = next(place for place in (resolved, *resolved.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        message = f"cannot write to {path}, as {existing} is not a folder that you may write to; name another"
+        raise EmmetError(message)
+
+
 def check_output(path: Path) -> None:
     """Raise EmmetError unless `path` is new, an empty folder or one that emmet wrote: others are not overwritten."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
+    check_folder(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         message = f"expected a new or empty folder for the output, got {path}, which holds other files; name another"
         raise EmmetError(message)
 
@@ -27,6 +36,7 @@ def check_output(path: Path) -> None:
 def output_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; it replaces `path` when the body is done and is removed if the body raises."""
     check_output(path)
+    path = path.resolve()  # a link to a folder stays one
     temporary = temporary_name(path)
     temporary.mkdir()
     try:

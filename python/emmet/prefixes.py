@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .progress import Progress, silent
 from .sampling import sample
 
 # How the prefixes begin, in turn, and among how many tokens each next one is drawn (MEMIT's settings).
@@ -13,18 +14,26 @@ _TOP_K = 5
 
 
 def sample_prefixes(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, count: int, length: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    progress: Progress = silent,
 ) -> tuple[str, ...]:
     """`count` texts of `length` tokens that the model itself writes, each ended by ". ".
 
     The same model, tokenizer and seed give the same texts.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    prefixes = []
+    prefixes: list[str] = []
     for i in range(count):
+        progress("prefixes", i, count)
         start = tokenizer(_STARTS[i % len(_STARTS)], return_tensors="pt").input_ids.to(model.device)
         new_tokens = max(length - start.shape[1], 0)
         ids = sample(model, start, max_new_tokens=new_tokens, generator=generator, top_k=_TOP_K)
         text = tokenizer.decode(ids[0], skip_special_tokens=True)
         prefixes.append(f"{text}. ")
+    progress("prefixes", count, count)
     return tuple(prefixes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from .errors import NonFiniteError
 from .hooks import frozen
 from .progress import Progress, silent
 
@@ -27,7 +28,8 @@ def sample(
 
     Each token is drawn from softmax(logits / temperature), restricted to the `top_k` likeliest if given. All rows are
     full: there is no padding, and a row goes on after an end-of-text token, with whatever the model writes next.
-    Random numbers come from `generator` alone, which may be on another device than the model.
+    Random numbers come from `generator` alone, which may be on another device than the model. Raises NonFiniteError if
+    the model gives NaN or infinity.
     """
     rows, start = input_ids.shape
     ids = input_ids.new_empty(rows, start + max_new_tokens)
@@ -56,6 +58,10 @@ def _draw(logits: Tensor, top_k: int | None, generator: torch.Generator) -> Tens
         logits, choices = logits.topk(min(top_k, logits.shape[-1]))
     cumulative = logits.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
+    if not bool(total.isfinite().all()):
+        message = "expected finite logits, got NaN or Inf: the weights are damaged or the dtype overflows; "
+        message += "load the model anew, in float32 or bfloat16"
+        raise NonFiniteError(message)
     uniform = torch.rand(total.shape, generator=generator, device=generator.device).to(logits.device)
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the end of the last interval
     drawn = torch.searchsorted(cumulative, torch.minimum(uniform * total, below), right=True)

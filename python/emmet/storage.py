@@ -87,6 +87,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
+    """A new hidden name beside `path`, on the same file system; missing parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 

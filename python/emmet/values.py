@@ -140,14 +140,15 @@ def optimise_values(
 ) -> Values:
     """Find v* of each edit at the injection's layer; `prompts` holds what `in_contexts` gave for each edit.
 
-    The model's parameters, modes and gradients are as before afterwards. Progress counts steps, of which an edit that is
-    done early has taken all.
+    The model's parameters, modes and gradients are as before afterwards. Progress counts steps; an edit that is done
+    early has taken all of its own.
     """
     subjects = _subject_prompts(tokenizer, edits)
     targets = torch.empty(len(edits), arch.d_model, device=arch.model.device)
     loss, steps = torch.empty(len(edits)), torch.empty(len(edits), dtype=torch.long)
     # Edits of like length share a batch, so that little of it is padding.
     order = sorted(range(len(edits)), key=lambda i: (len(prompts[i][0].ids) - prompts[i][0].subject, i))
+    progress("values", 0, len(edits) * config.steps)
     with frozen(arch.model):
         for first in range(0, len(order), config.batch_size):
             batch = order[first : first + config.batch_size]
@@ -167,9 +168,7 @@ def _subject_prompts(tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit]) 
     )
 
 
-def _minimise(
-    objective: _Objective, config: ResolvedConfig, progress: Progress
-) -> tuple[Tensor, Tensor, Tensor]:
+def _minimise(objective: _Objective, config: ResolvedConfig, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
     """(v*, loss, steps) of one batch. An edit leaves it when its loss is low enough."""
     start = objective.start
     result, loss = start.clone(), torch.empty(len(start))
@@ -178,7 +177,6 @@ def _minimise(
     adam = _Adam(delta, config.learning_rate)
     active = torch.arange(len(start), device=start.device)
     all_steps = len(start) * config.steps
-    progress("values", 0, all_steps)
     for step in range(1, config.steps + 1):
         delta.requires_grad_()
         losses = objective(delta)

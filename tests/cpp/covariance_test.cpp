@@ -222,7 +222,9 @@ TEST(Covariance, CopiesAreIndependent) {
 
 TEST(Covariance, KeepsNoGraph) {
   const at::Tensor keys = oracle::random({3, 4}, 23).requires_grad_(true);
-  EXPECT_FALSE(sum_of(keys).requires_grad());
+  const at::Tensor sum = sum_of(keys);
+  EXPECT_FALSE(sum.requires_grad());
+  EXPECT_FALSE(Covariance::from_sum(sum.clone().requires_grad_(true), 3).sum().requires_grad());
 }
 
 TEST(Covariance, MixesWithInferenceMode) {

@@ -1,28 +1,25 @@
 #include "cpu/cholesky_update.h"
 
 #include <Eigen/Core>
-#include <cmath>
+#include <Eigen/Jacobi>
 
 namespace emmet::cpu {
 
-void cholesky_update(double* factor, int64_t dim, double* vectors, int64_t count) {
-  // All vectors pass through a column before the next one, so that the factor is read from memory once.
+void cholesky_update(double* factor, const double* vectors, int64_t dim, int64_t count) {
+  Eigen::Map<Eigen::MatrixXd> L(factor, dim, dim);
+  Eigen::MatrixXd work(dim, 1 + count);  // the column of L at hand, and what is left of each vector
+  work.rightCols(count) = Eigen::Map<const Eigen::MatrixXd>(vectors, dim, count);
+
+  // All vectors are rotated into a column before the next one, so that the factor is read from memory once.
   for (int64_t j = 0; j < dim; ++j) {
-    const int64_t below = dim - j - 1;
-    Eigen::Map<Eigen::ArrayXd> column(factor + j * dim + j + 1, below);
-    double& diagonal = factor[j * dim + j];
-    for (int64_t k = 0; k < count; ++k) {
-      double* vector = vectors + k * dim;
-      if (vector[j] == 0.0) continue;
-      const double rotated = std::hypot(diagonal, vector[j]);
-      const double cosine = diagonal / rotated;
-      const double sine = vector[j] / rotated;
-      diagonal = rotated;
-      Eigen::Map<Eigen::ArrayXd> rest(vector + j + 1, below);
-      // The rotation of (column, rest); the second line takes the new column, hence the division by the cosine.
-      column = cosine * column + sine * rest;
-      rest = (rest - sine * column) / cosine;
+    auto rows = work.bottomRows(dim - j);
+    rows.col(0) = L.col(j).tail(dim - j);
+    for (int64_t k = 1; k <= count; ++k) {
+      Eigen::JacobiRotation<double> rotation;
+      rotation.makeGivens(rows(0, 0), rows(0, k));
+      rows.applyOnTheRight(0, k, rotation);
     }
+    L.col(j).tail(dim - j) = rows.col(0);
   }
 }
 

@@ -1,4 +1,4 @@
-"""CounterFact's metrics equal values worked out by hand, and MEMIT's procedure spelled out with whole forward passes."""
+"""CounterFact's metrics equal values worked out by hand, and MEMIT's procedure with one full forward pass a text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import tiny
 from emmet.architectures import discover
 from emmet.edits import Edit, Neighbour, Record, read_records
 from emmet.errors import EditError
@@ -116,9 +116,13 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
 
 def test_records_with_less_are_measured_by_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = Record(FULL.edit, "emmet", None, (), ())
-    with_neighbour = Record(Edit("The capital of {} is", "Spain", "Paris"), "emmet", None, ("In Spain, in",), (
-        Neighbour("The capital of France is", "Paris in France"),
-    ))  # fmt: skip
+    with_neighbour = Record(
+        edit=Edit("The capital of {} is", "Spain", "Paris"),
+        kind="emmet",
+        answer_before=None,
+        paraphrases=("In Spain, in",),
+        neighbours=(Neighbour("The capital of France is", "Paris in France"),),
+    )
     scripted(
         {
             (bare.edit.text, "English"): (1.0, (True,)),
@@ -206,9 +210,8 @@ def test_real_records_on_a_real_model_equal_the_published_procedure(smollm2_fold
     model, tokenizer = load(smollm2_folder, dtype=torch.float32)
     scores = evaluate_counterfact(discover(model), tokenizer, records)
     assert_equal_to_plain(model, tokenizer, records[:8], scores.per_record[:8])
-    for metric in METRICS:
-        values = [record[metric] for record in scores.per_record if metric != "S"]
+    for metric in METRICS.keys() - {"S"}:
         found = scores.estimates[metric]
         assert found is not None
         assert found.records == 48
-        assert metric == "S" or found.mean == pytest.approx(np.mean(values))
+        assert found.mean == pytest.approx(np.mean([record[metric] for record in scores.per_record]))

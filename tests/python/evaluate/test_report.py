@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from emmet.architectures import Architecture, discover
 from emmet.edits import Edit, Neighbour, Record, read_records
 from emmet.errors import EditError
@@ -127,5 +127,5 @@ def test_no_records_are_refused(arch: Architecture, tokenizer: PreTrainedTokeniz
 
 def test_a_record_that_is_too_long_is_named(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
     edit = Edit("The capital of {} is " + "located in " * 100, "Spain", "Paris")
-    with pytest.raises(EditError, match="'The capital of Spain is located.* with 'Paris' needs a context of"):
+    with pytest.raises(EditError, match=r"'The capital of Spain is located.* with 'Paris' needs a context of"):
         evaluate(arch, tokenizer, [RECORD, replace(RECORD, edit=edit)])

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import tiny
 from emmet.architectures import Architecture, discover
 from emmet.errors import EditError, NonFiniteError
 from emmet.evaluate import scoring
@@ -24,7 +24,7 @@ PROMPTS = (
     "Paris",
     "Regarding the Tower Bridge, where is it? In",
 )
-CONTINUATIONS = ("Paris", "French", "English", "the United States", "Paris is")
+CONTINUATIONS = ("Paris", "French", "English", "the United States", "Paris is", "French is")
 PAIRS = [(prompt, continuation) for prompt in PROMPTS for continuation in CONTINUATIONS]
 
 TOKENIZERS = [
@@ -228,13 +228,13 @@ def test_percent() -> None:
     assert percent([]) is None
 
 
-def bernoulli(shares: Sequence[float], count: int, seed: int) -> np.ndarray:
-    return 100.0 * (np.random.default_rng(seed).random((count, len(shares))) < shares)
+def random_percentages(count: int, metrics: int, seed: int) -> np.ndarray:
+    return 100 * np.random.default_rng(seed).random((count, metrics))
 
 
 def test_estimates_equal_a_resampling_loop() -> None:
-    count, shares, names = 150, (0.95, 0.8, 0.6), ("a", "b", "c")
-    values = bernoulli(shares, count, seed=1)
+    count, names = 150, ("a", "b", "c")
+    values = random_percentages(count, len(names), seed=1)
     values[::3, 1] = np.nan  # a third of the records lacks "b"
     records = [{name: None if np.isnan(v) else v for name, v in zip(names, row, strict=True)} for row in values]
 
@@ -242,10 +242,9 @@ def test_estimates_equal_a_resampling_loop() -> None:
 
     generator = np.random.default_rng(2)
     draws = []
-    for _ in range(4000):
+    for _ in range(10_000):
         means = np.nanmean(values[generator.integers(count, size=count)], axis=0)
         draws.append([3 / np.sum(1 / means), *means])
-    deviation = np.std(draws, axis=0)
     means = np.nanmean(values, axis=0)
     assert list(found) == ["S", *names]
     for i, (name, mean) in enumerate(zip(found, [3 / np.sum(1 / means), *means], strict=True)):
@@ -253,15 +252,16 @@ def test_estimates_equal_a_resampling_loop() -> None:
         assert estimated is not None
         assert estimated.mean == pytest.approx(mean, rel=1e-12)
         assert estimated.records == (100 if name in ("b", "S") else count)
-        # A 2.5th percentile of n draws is off by sqrt(0.025 · 0.975 / n) / 0.058 deviations: 0.094 for 1000 and 4000 draws.
-        # The means come in steps of 100/150 or about 1, and a percentile may be off by one step.
-        for side, percentile in (("low", 2.5), ("high", 97.5)):
-            expected = np.percentile([draw[i] for draw in draws], percentile)
-            assert abs(getattr(estimated, side) - expected) < 4 * 0.094 * deviation[i] + 1, (name, side)
+        # A 2.5th percentile of n draws is off by sqrt(0.025 · 0.975 / n) / 0.058 deviations: by 0.089 for 1000 and
+        # 10,000 draws together. Three times this is less than what parts it from the 5th percentile.
+        draws_of_metric = np.array(draws)[:, i]
+        tolerance = 3 * 0.089 * draws_of_metric.std()
+        assert estimated.low == pytest.approx(np.percentile(draws_of_metric, 2.5), abs=tolerance), name
+        assert estimated.high == pytest.approx(np.percentile(draws_of_metric, 97.5), abs=tolerance), name
 
 
 def test_estimates_repeat_for_one_seed_and_differ_for_another() -> None:
-    records = [{"a": float(value)} for (value,) in bernoulli([0.5], 101, seed=3)]
+    records = [{"a": float(value)} for (value,) in random_percentages(101, 1, seed=3)]
     first, again, other = (estimate(records, ["a"], ["a"], seed=seed)["a"] for seed in (0, 0, 5))
     assert first == again
     assert first != other

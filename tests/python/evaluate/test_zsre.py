@@ -1,4 +1,4 @@
-"""zsRE's metrics equal values worked out by hand, and MEMIT's procedure: one forward pass for each token of an answer."""
+"""zsRE's metrics equal values worked out by hand, and MEMIT's procedure: one forward pass for each answer's token."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import tiny
 from emmet.architectures import discover
 from emmet.edits import Edit, Neighbour, Record, read_records
 from emmet.errors import EditError
@@ -21,18 +21,18 @@ from emmet.loading import load
 
 RECORDS = [
     Record(
-        edit=Edit("What is the native language of {}?", "Danielle Darrieux", "French English"),
+        edit=Edit("What is the native language of {}?", "Danielle Darrieux", "French and the French"),
         kind="zsre",
         answer_before=None,
         paraphrases=("Which language does Danielle Darrieux speak?",),
-        neighbours=(Neighbour("nq question: where is the colosseum?", "Rome is Paris"),),
+        neighbours=(Neighbour("nq question: where is the colosseum?", "the Paris and Madrid"),),
     ),
     Record(
         edit=Edit("Where is {} located?", "Autonomous University of Madrid", "Madrid"),
         kind="zsre",
         answer_before=None,
         paraphrases=("In which city is the Autonomous University of Madrid?",),
-        neighbours=(Neighbour("nq question: who created the apple a5?", "Apple"),),
+        neighbours=(Neighbour("nq question: who created the apple a5?", "French and Paris"),),
     ),
 ]
 
@@ -41,12 +41,12 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
     first, second = RECORDS
     lone = Record(Edit("Who made {}?", "Apple A5", "Apple", id="apple"), "zsre", None, (), ())
     hits = {
-        (first.edit.text, "French English"): (True, True, False, True),
-        (first.paraphrases[0], "French English"): (True, False, False, False),
-        (first.neighbours[0].prompt, "Rome is Paris"): (False, False),
-        (second.edit.text, "Madrid"): (True,),
-        (second.paraphrases[0], "Madrid"): (True,),
-        (second.neighbours[0].prompt, "Apple"): (True, False, True),
+        (first.edit.text, first.edit.target): (True, True, False, True),
+        (first.paraphrases[0], first.edit.target): (True, False, False, False),
+        (first.neighbours[0].prompt, first.neighbours[0].answer): (False, False),
+        (second.edit.text, second.edit.target): (True,),
+        (second.paraphrases[0], second.edit.target): (True,),
+        (second.neighbours[0].prompt, second.neighbours[0].answer): (True, False, True),
         (lone.edit.text, "Apple"): (False,),
     }
 
@@ -107,7 +107,7 @@ def assert_equal_to_plain(
     expected = [plain_metrics(model, tokenizer, record) for record in records]
     for found, of_record in zip(scores.per_record, expected, strict=True):
         assert {metric: found[metric] for metric in of_record} == pytest.approx(of_record)
-    assert {value for of_record in expected for value in of_record.values()} > {0.0}  # the model hits something
+    assert any(accuracy > 0 for of_record in expected for accuracy in of_record.values())
 
 
 @pytest.mark.parametrize("family", ["gptj", "llama", "gemma2", "phi", "falcon"])
@@ -116,7 +116,7 @@ def assert_equal_to_plain(
 def test_metrics_equal_the_published_procedure(family: str, padding_side: str, bos: bool) -> None:
     tokenizer = tiny.tiny_tokenizer(bos=bos, padding_side=padding_side)  # type: ignore[arg-type]
     model = tiny.tiny_model(family, vocab_size=len(tokenizer))
-    favoured = tokenizer(" French English Madrid Apple Rome is Paris", add_special_tokens=False).input_ids
+    favoured = tokenizer(" French and the Paris Madrid", add_special_tokens=False).input_ids
     bias = torch.zeros(len(tokenizer)).index_fill(0, torch.tensor(favoured), 8.0)
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)  # random guesses among 400 tokens would hit nothing
     assert_equal_to_plain(model, tokenizer, RECORDS)

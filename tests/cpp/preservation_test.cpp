@@ -1,0 +1,266 @@
+#include "emmet/preservation.h"
+
+#include <ATen/ops/eye.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "emmet/error.h"
+#include "emmet/safetensors.h"
+#include "emmet/update.h"
+#include "oracle.h"
+#include "temporary_folder.h"
+
+namespace {
+
+using emmet::Preservation;
+using oracle::message_of;
+
+// The moments of these tests have condition numbers below 1e3, so that an inverse is good to 1e3 · d · 2⁻⁵³ < 1e-11.
+constexpr double kTolerance = 1e-11;
+
+/// A well-conditioned second moment [dim, dim].
+at::Tensor second_moment(int64_t dim, uint64_t seed = 1) {
+  const at::Tensor keys = oracle::random({4 * dim, dim}, seed);
+  return oracle::multiply(keys.t(), keys).div(4 * dim);
+}
+
+at::Tensor product_of_factor(const Preservation& metric) {
+  return oracle::multiply(metric.factor(), metric.factor().t());
+}
+
+class PreservationOfDtype : public testing::TestWithParam<at::ScalarType> {};
+
+TEST_P(PreservationOfDtype, SolveAppliesTheInverse) {
+  const at::Tensor moment = second_moment(20), keys = oracle::random({7, 20}, 2, GetParam());
+  const at::Tensor solved = Preservation::from_second_moment(moment).solve(keys);
+  EXPECT_EQ(solved.scalar_type(), at::kDouble);
+  EXPECT_LT(oracle::relative_error(solved, oracle::multiply(keys, oracle::inverse(moment))), kTolerance);
+}
+
+INSTANTIATE_TEST_SUITE_P(, PreservationOfDtype, testing::Values(at::kDouble, at::kFloat, at::kHalf, at::kBFloat16),
+                         [](const auto& info) { return at::toString(info.param); });
+
+TEST(Preservation, SolvesOneKeyAndAnyLayout) {
+  const auto metric = Preservation::from_second_moment(second_moment(20));
+  const at::Tensor keys = oracle::random({7, 20}, 2), expected = metric.solve(keys);
+  EXPECT_EQ(metric.solve(keys[3]).sizes(), at::IntArrayRef({20}));
+  EXPECT_LT(oracle::relative_error(metric.solve(keys[3]), expected[3]), kTolerance);
+  const at::Tensor strided = oracle::random({14, 40}, 3).slice(0, 0, 14, 2).slice(1, 0, 40, 2).copy_(keys);
+  EXPECT_LT(oracle::relative_error(metric.solve(strided), expected), kTolerance);
+  EXPECT_LT(oracle::relative_error(metric.solve(keys.t().contiguous().t()), expected), kTolerance);
+}
+
+TEST(Preservation, GramIsTheInnerProductOfKeys) {
+  const at::Tensor moment = second_moment(20), keys = oracle::random({7, 20}, 2);
+  const at::Tensor gram = Preservation::from_second_moment(moment).gram(keys);
+  const at::Tensor expected = oracle::multiply(oracle::multiply(keys, oracle::inverse(moment)), keys.t());
+  EXPECT_LT(oracle::relative_error(gram, expected), kTolerance);
+  EXPECT_TRUE(gram.equal(gram.t()));
+}
+
+TEST(Preservation, WhitensWithTheCholeskyFactor) {
+  const at::Tensor moment = second_moment(20), keys = oracle::random({7, 20}, 2);
+  const auto metric = Preservation::from_second_moment(moment);
+  EXPECT_LT(oracle::relative_error(product_of_factor(metric), moment), kTolerance);
+  EXPECT_TRUE(metric.factor().equal(metric.factor().tril()));
+  const at::Tensor inverse = oracle::inverse(metric.factor());
+  EXPECT_LT(oracle::relative_error(metric.whiten(keys), oracle::multiply(keys, inverse.t())), kTolerance);
+  EXPECT_LT(oracle::relative_error(metric.unwhiten(keys), oracle::multiply(keys, inverse)), kTolerance);
+}
+
+TEST(Preservation, CostIsTheTraceOfTheDisturbance) {
+  const at::Tensor moment = second_moment(20), delta = oracle::random({5, 20}, 2);
+  const at::Tensor disturbance = oracle::multiply(oracle::multiply(delta, moment), delta.t());
+  EXPECT_NEAR(Preservation::from_second_moment(moment).cost(delta), disturbance.trace().item<double>(), 1e-9);
+}
+
+TEST(Preservation, TakesTheSmallestJitterThatHelps) {
+  EXPECT_EQ(Preservation::from_second_moment(second_moment(20)).jitter(), 0.0);
+
+  const at::Tensor keys = oracle::random({15, 20}, 2);  // too few of them
+  const auto metric = Preservation::from_second_moment(oracle::multiply(keys.t(), keys));
+  EXPECT_EQ(metric.jitter(), 1e-10);
+}
+
+TEST(Preservation, JitterIsAFractionOfTheMeanDiagonal) {
+  const at::Tensor moment = second_moment(20).mul(1e-6);
+  const auto metric = Preservation::from_second_moment(moment, 0.25);
+  EXPECT_EQ(metric.jitter(), 0.25);
+  const at::Tensor shift = at::eye(20, at::TensorOptions(at::kDouble)).mul(moment.diagonal().mean()).mul(0.25);
+  EXPECT_LT(oracle::relative_error(product_of_factor(metric), moment.add(shift)), kTolerance);
+}
+
+TEST(Preservation, TakesADeadNeuron) {
+  at::Tensor moment = second_moment(20);
+  moment[4].zero_();
+  moment.select(1, 4).zero_();
+  const auto metric = Preservation::from_second_moment(moment);
+  EXPECT_EQ(metric.jitter(), 1e-10);
+  EXPECT_LT(oracle::relative_error(product_of_factor(metric), moment), 1e-9);
+  EXPECT_THROW(Preservation::from_second_moment(moment, 0.0), emmet::NotPositiveDefiniteError);
+}
+
+TEST(Preservation, RefusesWhatIsNoSecondMoment) {
+  const at::Tensor moment = second_moment(4);
+  EXPECT_THROW(Preservation::from_second_moment(at::Tensor()), emmet::ShapeError);
+  EXPECT_THROW(Preservation::from_second_moment(moment[0]), emmet::ShapeError);
+  EXPECT_THROW(Preservation::from_second_moment(moment.narrow(0, 0, 3)), emmet::ShapeError);
+  EXPECT_THROW(Preservation::from_second_moment(at::zeros({0, 0})), emmet::ShapeError);
+  EXPECT_THROW(Preservation::from_second_moment(moment.to(at::kLong)), emmet::ShapeError);
+  EXPECT_THROW(Preservation::from_second_moment(moment.tril()), emmet::ShapeError);
+  EXPECT_THROW(Preservation::from_second_moment(moment.mul(std::nan(""))), emmet::NonFiniteError);
+  EXPECT_THROW(Preservation::from_second_moment(moment.neg()), emmet::NotPositiveDefiniteError);
+  EXPECT_THROW(Preservation::from_second_moment(moment.mul(0)), emmet::NotPositiveDefiniteError);
+}
+
+TEST(Preservation, RefusesJitterThatIsNone) {
+  const at::Tensor moment = second_moment(4);
+  EXPECT_THROW(Preservation::from_second_moment(moment, -1e-3), emmet::Error);
+  EXPECT_THROW(Preservation::from_second_moment(moment, std::numeric_limits<double>::infinity()), emmet::Error);
+}
+
+TEST(Preservation, RefusesKeysThatDoNotFit) {
+  const auto metric = Preservation::from_second_moment(second_moment(4));
+  const std::string message = message_of<emmet::ShapeError>([&] { metric.solve(oracle::random({3, 5}, 2)); });
+  EXPECT_NE(message.find("expected keys [..., 4], got [3, 5]"), std::string::npos) << message;
+  EXPECT_THROW(metric.whiten(at::zeros({0, 4})), emmet::ShapeError);
+  EXPECT_THROW(metric.gram(oracle::random({2, 3, 4}, 2)), emmet::ShapeError);
+  EXPECT_THROW(metric.cost(oracle::random({2, 3}, 2)), emmet::ShapeError);
+  EXPECT_THROW(metric.absorb(at::Tensor()), emmet::ShapeError);
+}
+
+/// Few keys are absorbed by rotations, many by a factorisation: both with d = 32.
+class Absorb : public testing::TestWithParam<int64_t> {};
+
+TEST_P(Absorb, EqualsFactorisingTheSum) {
+  const at::Tensor moment = second_moment(32), keys = oracle::random({GetParam(), 32}, 2);
+  const auto metric = Preservation::from_second_moment(moment);
+  const at::Tensor before = metric.factor().clone();
+  const auto absorbed = metric.absorb(keys, 2.5);
+
+  const at::Tensor sum = moment.add(oracle::multiply(keys.t(), keys), 2.5);
+  EXPECT_LT(oracle::relative_error(absorbed.factor(), Preservation::from_second_moment(sum).factor()), kTolerance);
+  EXPECT_TRUE(absorbed.factor().equal(absorbed.factor().tril()));
+  EXPECT_TRUE(metric.factor().equal(before));
+}
+
+TEST_P(Absorb, OfWeightZeroChangesNothing) {
+  const auto metric = Preservation::from_second_moment(second_moment(32));
+  const auto same = metric.absorb(oracle::random({GetParam(), 32}, 2), 0.0);
+  EXPECT_LT(oracle::relative_error(same.factor(), metric.factor()), 1e-15);
+}
+
+// (C + Σ k kᵀ)⁻¹ = C⁻¹ − C⁻¹K (I + KᵀC⁻¹K)⁻¹ KᵀC⁻¹ does not mix large numbers with small ones as the sum does: there,
+// keys of length 1e6 leave 4 of the 16 digits of C.
+TEST_P(Absorb, KeepsTheDigitsOfCBesideLargeKeys) {
+  const int64_t n = GetParam();
+  const at::Tensor moment = second_moment(32), keys = oracle::random({n, 32}, 2).mul(1e6);
+  const auto absorbed = Preservation::from_second_moment(moment).absorb(keys);
+
+  const at::Tensor inverse = oracle::inverse(moment), solved = oracle::multiply(keys, inverse);
+  const at::Tensor core = oracle::multiply(solved, keys.t()).add(at::eye(n, at::TensorOptions(at::kDouble)));
+  const at::Tensor correction = oracle::multiply(oracle::multiply(solved.t(), oracle::inverse(core)), solved);
+  const at::Tensor probes = oracle::random({5, 32}, 3);
+  const at::Tensor expected = oracle::multiply(probes, inverse.sub(correction));
+  EXPECT_LT(oracle::relative_error(absorbed.solve(probes), expected), 1e-7);
+}
+
+INSTANTIATE_TEST_SUITE_P(Keys, Absorb, testing::Values(1, 2, 3, 20));
+
+TEST(Preservation, AbsorbsManyTimes) {
+  const at::Tensor moment = second_moment(32), keys = oracle::random({50, 32}, 2);
+  auto metric = Preservation::from_second_moment(moment);
+  for (int64_t i = 0; i < keys.size(0); ++i) metric = metric.absorb(keys[i]);
+  EXPECT_LT(oracle::relative_error(product_of_factor(metric), moment.add(oracle::multiply(keys.t(), keys))), kTolerance);
+}
+
+TEST(Preservation, RefusesWeightsThatAreNone) {
+  const auto metric = Preservation::from_second_moment(second_moment(4));
+  EXPECT_THROW(metric.absorb(oracle::random({1, 4}, 2), -1.0), emmet::Error);
+  EXPECT_THROW(metric.absorb(oracle::random({1, 4}, 2), std::nan("")), emmet::Error);
+}
+
+TEST(Preservation, KeepsNoGraph) {
+  const auto metric = Preservation::from_second_moment(second_moment(4).requires_grad_(true));
+  const at::Tensor keys = oracle::random({1, 4}, 2).requires_grad_(true);
+  EXPECT_FALSE(metric.factor().requires_grad());
+  EXPECT_FALSE(metric.solve(keys).requires_grad());
+  EXPECT_FALSE(metric.absorb(keys).factor().requires_grad());
+}
+
+TEST(Preservation, ThreadsShareOneMetric) {
+  const auto metric = Preservation::from_second_moment(second_moment(64));
+  const at::Tensor keys = oracle::random({8, 64}, 2), alone = metric.solve(keys), absorbed = metric.absorb(keys).factor();
+  std::vector<int> same(4);  // not of bool: neighbours would share a byte
+  std::vector<std::thread> threads;
+  for (int& result : same) {
+    threads.emplace_back(
+        [&] { result = metric.solve(keys).equal(alone) && metric.absorb(keys).factor().equal(absorbed); });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(same, std::vector<int>(same.size(), 1));
+}
+
+using PreservationFile = TemporaryFolder;
+
+TEST_F(PreservationFile, IsReadBackToTheBit) {
+  const at::Tensor keys = oracle::random({5, 32}, 2);
+  const auto metric = Preservation::from_second_moment(second_moment(32), 0.1);
+  for (const auto& saved : {metric, metric.absorb(keys[0]), metric.absorb(keys)}) {
+    saved.save(path("metric"));
+    const auto loaded = Preservation::load(path("metric"));
+    EXPECT_TRUE(loaded.factor().equal(saved.factor()));
+    EXPECT_EQ(loaded.jitter(), 0.1);
+    EXPECT_TRUE(loaded.solve(keys).equal(saved.solve(keys)));
+  }
+}
+
+TEST_F(PreservationFile, OfAnotherKindIsRefused) {
+  emmet::Update::from_dense(oracle::random({4, 4}, 1)).save(path("update"));
+  const std::string message = message_of<emmet::FormatError>([&] { Preservation::load(path("update")); });
+  EXPECT_NE(message.find("expected a file of format emmet.preservation.1, got emmet.update.1"), std::string::npos)
+      << message;
+}
+
+TEST_F(PreservationFile, CutShortIsRefused) {
+  Preservation::from_second_moment(second_moment(8)).save(path("metric"));
+  const auto size = std::filesystem::file_size(path("metric"));
+  for (const auto length : {size - 1, size / 2, decltype(size){9}, decltype(size){0}}) {
+    std::filesystem::resize_file(path("metric"), length);
+    EXPECT_THROW(Preservation::load(path("metric")), emmet::FormatError) << length << " of " << size << " bytes";
+  }
+}
+
+TEST_F(PreservationFile, WithOtherContentsIsRefused) {
+  Preservation::from_second_moment(second_moment(8)).save(path("metric"));
+  const emmet::TensorFile good = emmet::read_safetensors(path("metric"));
+  const at::Tensor upper = good.tensors.at("upper");
+  const auto expect_refused = [&](const emmet::TensorFile& contents) {
+    emmet::write_safetensors(path("metric"), contents);
+    EXPECT_THROW(Preservation::load(path("metric")), emmet::FormatError);
+  };
+  for (const at::Tensor& other : {upper.narrow(0, 0, 7), upper[0], upper.to(at::kFloat), upper.neg()}) {
+    expect_refused({{{"upper", other}}, good.metadata});
+  }
+  at::Tensor damaged = upper.clone();
+  damaged[0][7] = std::nan("");
+  expect_refused({{{"upper", damaged}}, good.metadata});
+  expect_refused({{}, good.metadata});
+  for (const char* jitter : {"", "much", "1e-3 or so"}) {
+    expect_refused({good.tensors, {{"format", "emmet.preservation.1"}, {"jitter", jitter}}});
+  }
+  expect_refused({good.tensors, {{"format", "emmet.preservation.1"}}});
+}
+
+TEST_F(PreservationFile, ThatIsMissingIsNamed) {
+  const std::string message = message_of<emmet::Error>([&] { Preservation::load(path("none")); });
+  EXPECT_NE(message.find(path("none")), std::string::npos) << message;
+}
+
+}  // namespace

@@ -1,0 +1,217 @@
+#include "emmet/update.h"
+
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <filesystem>
+#include <limits>
+
+#include "emmet/error.h"
+#include "emmet/preservation.h"
+#include "emmet/safetensors.h"
+#include "oracle.h"
+#include "temporary_folder.h"
+
+namespace {
+
+using emmet::Update;
+using oracle::message_of;
+using oracle::multiply;
+using oracle::random;
+
+TEST(Update, KeepsFactorsWhileTheseAreSmaller) {
+  const at::Tensor left = random({6, 2}, 1), right = random({2, 10}, 2);
+  const Update update = Update::from_factors(left, right);
+  EXPECT_TRUE(update.is_low_rank());
+  EXPECT_TRUE(update.left().equal(left));
+  EXPECT_TRUE(update.right().equal(right));
+  EXPECT_EQ(update.rows(), 6);
+  EXPECT_EQ(update.columns(), 10);
+  EXPECT_EQ(update.rank(), 2);
+  EXPECT_LT(oracle::relative_error(update.dense(), multiply(left, right)), 1e-15);
+}
+
+TEST(Update, MultipliesFactorsOutOnceTheProductIsSmaller) {
+  EXPECT_TRUE(Update::from_factors(random({6, 3}, 1), random({3, 10}, 2)).is_low_rank());  // 48 numbers for 60
+  const at::Tensor left = random({6, 4}, 1), right = random({4, 10}, 2);                    // 64 numbers for 60
+  const Update update = Update::from_factors(left, right);
+  EXPECT_FALSE(update.is_low_rank());
+  EXPECT_EQ(update.rows(), 6);
+  EXPECT_EQ(update.columns(), 10);
+  EXPECT_EQ(update.rank(), 6);
+  EXPECT_LT(oracle::relative_error(update.dense(), multiply(left, right)), 1e-15);
+  EXPECT_THROW(update.left(), emmet::Error);
+  EXPECT_THROW(update.right(), emmet::Error);
+}
+
+TEST(Update, RefusesWhatIsNoUpdate) {
+  const at::Tensor left = random({6, 2}, 1), right = random({2, 10}, 2);
+  const std::string message = message_of<emmet::ShapeError>([&] { Update::from_factors(left, right.t()); });
+  EXPECT_NE(message.find("got [6, 2] and [10, 2]"), std::string::npos) << message;
+  EXPECT_THROW(Update::from_factors(left[0], right), emmet::ShapeError);
+  EXPECT_THROW(Update::from_factors(left, right.to(at::kLong)), emmet::ShapeError);
+  EXPECT_THROW(Update::from_factors(at::Tensor(), right), emmet::ShapeError);
+  EXPECT_THROW(Update::from_factors(left.mul(std::nan("")), right), emmet::NonFiniteError);
+  EXPECT_THROW(Update::from_dense(left[0]), emmet::ShapeError);
+  EXPECT_THROW(Update::from_dense(left.mul(std::numeric_limits<double>::infinity())), emmet::NonFiniteError);
+}
+
+TEST(Update, DenseIsTheCallersOwn) {
+  for (const Update& update : {Update::from_factors(random({6, 2}, 1), random({2, 10}, 2)),
+                               Update::from_dense(random({6, 10}, 3))}) {
+    const at::Tensor dense = update.dense(), before = dense.clone();
+    dense.zero_();
+    EXPECT_TRUE(update.dense().equal(before));
+  }
+}
+
+TEST(Update, KeepsNoGraph) {
+  const at::Tensor left = random({6, 2}, 1).requires_grad_(true), right = random({2, 10}, 2).requires_grad_(true);
+  EXPECT_FALSE(Update::from_factors(left, right).left().requires_grad());
+  EXPECT_FALSE(Update::from_dense(random({6, 10}, 3).requires_grad_(true)).dense().requires_grad());
+}
+
+/// Both forms of an update, on weights of several row blocks and one, of each dtype.
+struct Case {
+  bool low_rank;
+  int64_t rows;
+  at::ScalarType dtype;
+};
+
+class Apply : public testing::TestWithParam<Case> {
+ protected:
+  Apply()
+      : update_(GetParam().low_rank ? Update::from_factors(random({GetParam().rows, 2}, 1), random({2, 10}, 2))
+                                    : Update::from_dense(random({GetParam().rows, 10}, 1))),
+        before_(random({GetParam().rows, 10}, 3, GetParam().dtype)),
+        after_(before_.to(at::kDouble).add(update_.dense()).to(GetParam().dtype)) {}
+
+  /// A sum of a different order may round differently in float64, which shows in a float64 weight only.
+  void expect_after(const at::Tensor& weight) const {
+    EXPECT_LE(oracle::relative_error(weight, after_), GetParam().dtype == at::kDouble ? 1e-15 : 0.0);
+  }
+
+  const Update update_;
+  const at::Tensor before_, after_;
+};
+
+TEST_P(Apply, AddsToALinearWeight) {
+  const at::Tensor weight = before_.clone();
+  update_.apply_(weight);
+  expect_after(weight);
+}
+
+TEST_P(Apply, AddsToATransposedWeight) {
+  const at::Tensor weight = before_.t().contiguous();
+  update_.apply_(weight, /*transposed=*/true);
+  expect_after(weight.t());
+}
+
+TEST_P(Apply, AddsToAWeightThatIsNotContiguous) {
+  const at::Tensor storage = at::ones({2 * GetParam().rows, 30}, before_.options());
+  const at::Tensor weight = storage.slice(0, 0, 2 * GetParam().rows, 2).slice(1, 0, 30, 3);
+  weight.copy_(before_);
+  update_.apply_(weight);
+  expect_after(weight);
+  EXPECT_TRUE(storage.slice(1, 1, 30, 3).eq(1).all().item<bool>());
+}
+
+TEST_P(Apply, LeavesAWeightThatIsNotFiniteAsItIs) {
+  for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    const at::Tensor weight = before_.clone();
+    weight[-1][3] = bad;
+    const at::Tensor untouched = weight.clone();
+    EXPECT_THROW(update_.apply_(weight), emmet::NonFiniteError);
+    EXPECT_TRUE(weight.nan_to_num(0.5, 0.25).equal(untouched.nan_to_num(0.5, 0.25)));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, Apply,
+                         testing::Values(Case{true, 20, at::kDouble}, Case{true, 20, at::kFloat},
+                                         Case{true, 20, at::kHalf}, Case{true, 20, at::kBFloat16},
+                                         Case{false, 20, at::kFloat}, Case{true, 1100, at::kFloat},
+                                         Case{false, 1100, at::kBFloat16}));
+
+TEST(Update, RefusesASumThatOverflowsTheWeight) {
+  const at::Tensor weight = at::full({2, 2}, 60000.0, at::TensorOptions(at::kHalf));
+  EXPECT_THROW(Update::from_dense(at::full({2, 2}, 1e4, at::TensorOptions(at::kDouble))).apply_(weight),
+               emmet::NonFiniteError);
+  EXPECT_TRUE(weight.eq(60000).all().item<bool>());
+}
+
+TEST(Update, AppliesToALeafThatNeedsAGradient) {
+  const at::Tensor weight = at::zeros({2, 2}).requires_grad_(true);
+  Update::from_dense(at::ones({2, 2})).apply_(weight);
+  EXPECT_TRUE(weight.eq(1).all().item<bool>());
+  EXPECT_TRUE(weight.is_leaf() && weight.requires_grad());
+}
+
+TEST(Update, RefusesWeightsThatDoNotFit) {
+  const Update update = Update::from_dense(random({6, 10}, 1));
+  const std::string message = message_of<emmet::ShapeError>([&] { update.apply_(at::zeros({10, 6})); });
+  EXPECT_NE(message.find("d_out 6 and d_in 10, got [10, 6]"), std::string::npos) << message;
+  EXPECT_THROW(update.apply_(at::zeros({6, 10}), /*transposed=*/true), emmet::ShapeError);
+  EXPECT_THROW(update.apply_(at::zeros({60})), emmet::ShapeError);
+  EXPECT_THROW(update.apply_(at::zeros({1, 10, 6}), /*transposed=*/true), emmet::ShapeError);
+  EXPECT_THROW(update.apply_(at::zeros({6, 10}, at::TensorOptions(at::kInt))), emmet::ShapeError);
+  EXPECT_THROW(update.apply_(at::Tensor()), emmet::ShapeError);
+}
+
+using UpdateFile = TemporaryFolder;
+
+TEST_F(UpdateFile, IsReadBackToTheBit) {
+  const emmet::Diagnostics diagnostics{1e8 / 3, 1.0 / 7, 5e-324, std::numeric_limits<double>::max(), 0.1, 0.0};
+  const at::Tensor left = random({2, 6}, 1).t(), right = random({2, 10}, 2);
+  for (const Update& saved :
+       {Update::from_factors(left, right, diagnostics), Update::from_dense(random({6, 10}, 3), diagnostics)}) {
+    saved.save(path("update"));
+    const Update loaded = Update::load(path("update"));
+    EXPECT_EQ(loaded.is_low_rank(), saved.is_low_rank());
+    EXPECT_TRUE(loaded.dense().equal(saved.dense()));
+    EXPECT_EQ(loaded.diagnostics().condition, diagnostics.condition);
+    EXPECT_EQ(loaded.diagnostics().ridge, diagnostics.ridge);
+    EXPECT_EQ(loaded.diagnostics().constraint_residual, diagnostics.constraint_residual);
+    EXPECT_EQ(loaded.diagnostics().preservation_cost, diagnostics.preservation_cost);
+    EXPECT_EQ(loaded.diagnostics().seconds_whiten, diagnostics.seconds_whiten);
+    EXPECT_EQ(loaded.diagnostics().seconds_system, diagnostics.seconds_system);
+  }
+}
+
+TEST_F(UpdateFile, OfAnotherKindIsRefused) {
+  const at::Tensor keys = random({20, 4}, 1);
+  emmet::Preservation::from_second_moment(multiply(keys.t(), keys)).save(path("metric"));
+  EXPECT_THROW(Update::load(path("metric")), emmet::FormatError);
+  emmet::write_safetensors(path("plain"), {{{"dense", keys}}, {}});
+  EXPECT_THROW(Update::load(path("plain")), emmet::FormatError);
+}
+
+TEST_F(UpdateFile, CutShortIsRefused) {
+  Update::from_dense(random({6, 10}, 3)).save(path("update"));
+  const auto size = std::filesystem::file_size(path("update"));
+  for (const auto length : {size - 1, size / 2, decltype(size){0}}) {
+    std::filesystem::resize_file(path("update"), length);
+    EXPECT_THROW(Update::load(path("update")), emmet::FormatError) << length << " of " << size << " bytes";
+  }
+}
+
+TEST_F(UpdateFile, WithOtherContentsIsRefused) {
+  const at::Tensor left = random({6, 2}, 1), right = random({2, 10}, 2);
+  Update::from_factors(left, right).save(path("update"));
+  const emmet::TensorFile good = emmet::read_safetensors(path("update"));
+  const auto expect_refused = [&](const emmet::TensorFile& contents) {
+    emmet::write_safetensors(path("update"), contents);
+    const std::string message = message_of<emmet::FormatError>([&] { Update::load(path("update")); });
+    EXPECT_NE(message.find(path("update")), std::string::npos) << message;
+  };
+  expect_refused({{{"left", left}}, good.metadata});
+  expect_refused({{{"left", left}, {"right", right.t()}}, good.metadata});
+  expect_refused({{{"left", left}, {"right", right.to(at::kFloat)}}, good.metadata});
+  expect_refused({{{"left", left}, {"right", right.mul(std::nan(""))}}, good.metadata});
+  auto metadata = good.metadata;
+  metadata.erase("ridge");
+  expect_refused({good.tensors, metadata});
+}
+
+}  // namespace

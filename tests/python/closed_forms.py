@@ -1,0 +1,117 @@
+"""Random editing problems, and the published closed forms in float64 NumPy, as their papers define them.
+
+Arrays hold one key or residual a row, as the library takes them; the papers have them as columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Problem:
+    moment: Array  # C [d_in, d_in]
+    keys: Array  # K [n, d_in]
+    residuals: Array  # R [n, d_out]
+
+    def gram(self) -> Array:
+        """KᵀC⁻¹K."""
+        gram = self.keys @ np.linalg.solve(self.moment, self.keys.T)
+        return (gram + gram.T) / 2
+
+    def tolerance(self, ridge: float) -> float:
+        """A bound on the relative difference of two right answers.
+
+        The standard bounds for solving with C and then with KᵀC⁻¹K + μI multiply: each loses up to its condition
+        number in units of rounding. The factor 10 covers the constants, which grow slowly with the size.
+        """
+        system = self.gram() + ridge * np.eye(len(self.keys))
+        return 10 * EPS * max(self.moment.shape[0], len(self.keys)) * condition(self.moment) * condition(system)
+
+
+def condition(matrix: Array) -> float:
+    """2-norm condition number of a symmetric matrix, after scaling it to unit diagonal: lengths alone cost no digits."""
+    scale = 1 / np.sqrt(np.diag(matrix))
+    return float(np.linalg.cond(scale * matrix * scale[:, None]))
+
+
+def relative_error(actual: Array, expected: Array) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def rome(problem: Problem) -> Array:
+    """Meng et al. 2022, eq. 2: r (C⁻¹k)ᵀ / (C⁻¹k)ᵀk."""
+    (key,), (residual,) = problem.keys, problem.residuals
+    solved = np.linalg.solve(problem.moment, key)
+    return np.outer(residual, solved) / (solved @ key)
+
+
+def memit(problem: Problem, lambda_: float) -> Array:
+    """Meng et al. 2023, eq. 14: R Kᵀ (λC + K Kᵀ)⁻¹."""
+    keys = problem.keys
+    return np.linalg.solve(lambda_ * problem.moment + keys.T @ keys, keys.T @ problem.residuals).T
+
+
+def emmet(problem: Problem) -> Array:
+    """Gupta et al. 2024, eq. 14: R (KᵀC⁻¹K)⁻¹ KᵀC⁻¹."""
+    solved = np.linalg.solve(problem.moment, problem.keys.T)  # C⁻¹K
+    return problem.residuals.T @ np.linalg.solve(problem.keys @ solved, solved.T)
+
+
+def published_emmet(problem: Problem, weight: float, epsilon: float) -> Array:
+    """EMMET as its authors' program computes it: R (Kᵀ(wC)⁻¹K + εI)⁻¹ Kᵀ(wC)⁻¹."""
+    solved = np.linalg.solve(weight * problem.moment, problem.keys.T)
+    system = problem.keys @ solved + epsilon * np.eye(len(problem.keys))
+    return problem.residuals.T @ np.linalg.solve(system, solved.T)
+
+
+def moment(rng: np.random.Generator, d: int, condition: float) -> Array:
+    """A second moment with this condition number and eigenvalues from 1 down, evenly spaced in their logarithm."""
+    basis, _ = np.linalg.qr(rng.standard_normal((d, d)))
+    matrix = (basis * np.geomspace(1, 1 / condition, d)) @ basis.T
+    return (matrix + matrix.T) / 2
+
+
+def problem(
+    rng: np.random.Generator,
+    d: int,
+    n: int,
+    *,
+    d_out: int = 4,
+    condition: float = 100.0,
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Problem:
+    """Keys that are distributed as C says, so that they are hard where C is; `scales` are of C, keys and residuals."""
+    C = moment(rng, d, condition)  # noqa: N806: as in the papers
+    keys = rng.standard_normal((n, d)) @ np.linalg.cholesky(C).T
+    residuals = rng.standard_normal((n, d_out))
+    return Problem(scales[0] * C, scales[1] * keys, scales[2] * residuals)
+
+
+def problems(
+    *, max_log_condition: float = 10, max_keys_per_dimension: float = 2, max_log_scale: float = 6
+) -> st.SearchStrategy[Problem]:
+    """Problems of d_in up to 24 and n from 1 to this many keys a dimension, over condition numbers and scales."""
+    scale = st.floats(-max_log_scale, max_log_scale).map(lambda exponent: 10.0**exponent)
+
+    @st.composite
+    def draw_problem(draw: st.DrawFn) -> Problem:
+        d = draw(st.integers(1, 24))
+        return problem(
+            np.random.default_rng(draw(st.integers(0, 2**32 - 1))),
+            d,
+            draw(st.integers(1, max(1, int(max_keys_per_dimension * d)))),
+            d_out=draw(st.integers(1, 6)),
+            condition=10 ** draw(st.floats(0, max_log_condition)),
+            scales=(draw(scale), draw(scale), draw(scale)),
+        )
+
+    return draw_problem()

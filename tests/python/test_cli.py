@@ -1,0 +1,287 @@
+"""The command line: the whole way from statistics to an edited model, its outputs and its exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file as load_numpy
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import emmet
+from emmet import cli, editor, presets
+from workspace import EDITS, TEXT, contents, save_model, write_lines
+
+WEIGHT = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, edits, a corpus and statistics of all layers."""
+    folder = tmp_path_factory.mktemp("workspace")
+    save_model(folder / "model")
+    write_lines(folder / "edits.jsonl", EDITS)
+    (folder / "text.txt").write_text(TEXT)
+    corpus = str(folder / "text.txt")
+    out = str(folder / "stats")
+    assert cli.main(["stats", str(folder / "model"), "--corpus", corpus, "--layers", "0-3", "--out", out]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EMMET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Runner:
+    """Runs `emmet` and reads what it prints."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> dict[str, str]:
+        """What a run that succeeds prints, by the name that each line begins with."""
+        self._capsys.readouterr()
+        assert cli.main(list(map(str, arguments))) == 0
+        return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in self._capsys.readouterr().out.splitlines())
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(capsys)
+
+
+def metrics(report: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((report / "metrics.json").read_text())
+    return found
+
+
+def target_nll(found: dict[str, Any]) -> float:
+    """The largest mean token NLL of a new target after its prompt."""
+    return max(record["nll"]["prompt"][0][0] for record in found["per_record"])
+
+
+def edit_arguments(folder: Path, *more: str | Path) -> tuple[str | Path, ...]:
+    return ("edit", folder / "model", folder / "edits.jsonl", "--stats", folder / "stats", "--layers", "2", *more)
+
+
+def test_whole_way(folder: Path, tmp_path: Path, run: Runner) -> None:
+    delta, model, data = tmp_path / "delta", tmp_path / "model", folder / "edits.jsonl"
+    settings = tmp_path / "settings.json"  # by which even a random model learns its targets a little
+    settings.write_text('{"prefixes": [], "kl_factor": 0, "weight_decay": 0, "learning_rate": 0.1}')
+
+    printed = run(*edit_arguments(folder, "--config", settings, "--out", delta))
+    assert printed["edits"] == "2 by emmet"
+    assert re.fullmatch(r"median [0-9.]+, largest [0-9.]+, below 0.05 for 0", printed["loss"])
+    assert printed["layer 2"].startswith("model.layers.2.mlp.down_proj: ridge 0, constraint residual ")
+    assert re.fullmatch(r"load [0-9.]+ s, statistics [0-9.]+ s, edit [0-9.]+ s, write [0-9.]+ s", printed["time"])
+    assert printed["written"] == str(delta)
+
+    run("eval", folder / "model", data, "--report", tmp_path / "before")
+    printed = run("eval", folder / "model", data, "--delta", delta, "--report", tmp_path / "after")
+    after = metrics(tmp_path / "after")
+    assert after["ES"] == 100
+    assert target_nll(after) < target_nll(metrics(tmp_path / "before")) - 0.1
+    assert printed["records"] == "2 (emmet)"
+    assert printed["percent"].startswith("ES 100.0, PS ")
+
+    run(*edit_arguments(folder, "--config", settings, "--out", model, "--format", "model"))
+    run("eval", model, data, "--report", tmp_path / "of model")
+    assert metrics(tmp_path / "of model") == after
+
+
+def test_model_is_the_base_plus_the_delta(folder: Path, tmp_path: Path, run: Runner) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    run(*edit_arguments(folder, "--out", tmp_path / "model", "--format", "model"))
+
+    base, edited = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "model"))
+    assert {name for name in base if not torch.equal(base[name], edited[name])} == {WEIGHT}
+    factors = load_numpy(tmp_path / "delta" / "layer.2.safetensors")
+    left, right = (next(factor for name, factor in factors.items() if side in name) for side in ("left", "right"))
+    expected = base[WEIGHT].double().numpy() + left @ right
+    np.testing.assert_allclose(edited[WEIGHT].numpy(), expected, rtol=1e-6)
+
+
+def test_model_says_what_was_edited(folder: Path, tmp_path: Path, run: Runner) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "model", "--format", "model"))
+
+    manifest = json.loads((tmp_path / "model" / "emmet.json").read_text())
+    assert [edit["target"] for edit in manifest["edits"]] == ["English", "Berlin"]
+    assert manifest["layers"]["2"]["module"] == "model.layers.2.mlp.down_proj"
+    with pytest.raises(emmet.FormatError, match=r"expected a delta of format emmet.delta.1, got 'emmet.model.1'"):
+        emmet.delta.Delta.load(tmp_path / "model")
+
+
+def test_model_keeps_its_dtype(folder: Path, tmp_path: Path, run: Runner) -> None:
+    run("stats", folder / "model", "--layers", "1", "--dtype", "bfloat16", "--out", tmp_path / "stats")
+    run(
+        *("edit", folder / "model", folder / "edits.jsonl", "--layers", "1", "--stats", tmp_path / "stats"),
+        *("--dtype", "bfloat16", "--format", "model", "--out", tmp_path / "model"),
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "ridge"), [("memit", "0-2", "100"), ("rome", "2", "0"), ("emmet", "3", "auto")]
+)
+def test_methods(folder: Path, tmp_path: Path, run: Runner, method: str, layers: str, ridge: str) -> None:
+    printed = run(
+        *edit_arguments(folder, "--out", tmp_path / "delta", "--method", method, "--layers", layers, "--ridge", ridge)
+    )
+
+    manifest = json.loads((tmp_path / "delta" / "emmet.json").read_text())
+    edited = [int(name.removeprefix("layer ")) for name in printed if name.startswith("layer ")]
+    assert edited == manifest["config"]["layers"] == list(emmet.config.parse_layers(layers))
+    assert manifest["config"]["method"] == method
+    assert manifest["config"]["ridge"] == (ridge if ridge == "auto" else float(ridge))
+
+
+def test_statistics_are_collected_once_and_kept(folder: Path, tmp_path: Path, cache: Path, run: Runner) -> None:
+    edit = ("edit", folder / "model", folder / "edits.jsonl", "--layers", "1", "--corpus", folder / "text.txt")
+    info = ("info", folder / "model", "--layers", "1", "--corpus", folder / "text.txt")
+    assert run(*info)["statistics"].startswith("none yet")
+
+    run(*edit, "--out", tmp_path / "first")
+    kept = contents(cache)
+    assert [Path(name).name for name, content in kept.items() if content] == ["layer.1.safetensors"]
+    assert run(*info)["statistics"] == f"layer 1: 800 tokens of {folder / 'text.txt'}"  # 10 for each of 80 dimensions
+
+    run(*edit, "--out", tmp_path / "second")
+    assert contents(cache) == kept
+    first, second = (load_file(tmp_path / out / "layer.1.safetensors") for out in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_model_samples_the_corpus_unless_one_is_given(folder: Path, tmp_path: Path, run: Runner) -> None:
+    printed = run("stats", folder / "model", "--layers", "1,3", "--tokens", "300", "--out", tmp_path / "stats")
+    assert printed["statistics"] == "layer 3: 300 tokens of self"
+    run("stats", folder / "model", "--layers", "1,3", "--tokens", "300", "--seed", "1", "--out", tmp_path / "other")
+    moments = [load_file(tmp_path / name / "layer.1.safetensors")["second_moment"] for name in ("stats", "other")]
+    assert not torch.allclose(*moments)
+
+
+def test_settings_come_from_a_file_and_options_override_it(folder: Path, tmp_path: Path, run: Runner) -> None:
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"steps": 3, "seed": 5, "prefixes": ["Yes. "], "layers": [3], "method": "memit"}')
+    options = ("--config", settings, "--method", "emmet", "--limit", "1")
+    run(*edit_arguments(folder, "--out", tmp_path / "delta", *options))
+
+    manifest = json.loads((tmp_path / "delta" / "emmet.json").read_text())
+    config = manifest["config"]
+    assert (config["steps"], config["seed"], config["prefixes"]) == (3, 5, ["Yes. "])
+    assert (config["method"], config["layers"]) == ("emmet", [2])
+    assert [edit["subject"] for edit in manifest["edits"]] == ["Danielle Darrieux"]
+
+
+def test_info(folder: Path, run: Runner) -> None:
+    printed = run("info", folder / "model", "--method", "memit", "--layers", "1-2", "--stats", folder / "stats")
+    assert printed["model"] == f"{folder / 'model'}: LlamaForCausalLM in float32"
+    assert printed["size"] == "4 layers of width 32, a context of 256 tokens"
+    assert printed["method"].startswith("memit, ridge ")
+    assert printed["defaults"].startswith("by depth")
+    assert printed["layer 2"] == "model.layers.2.mlp.down_proj: Linear, 32 × 80 (output × input)"
+    assert printed["statistics"] == f"layer 2: 800 tokens of {folder / 'text.txt'}"
+
+
+def test_info_names_the_source_of_published_settings_and_the_orientation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
+) -> None:
+    published = dataclasses.replace(presets.depth_relative("rome", 4), layers=(3,), source="a paper")
+    monkeypatch.setattr(presets, "find", lambda _config, method: published if method == "rome" else None)
+    printed = run("info", save_model(tmp_path / "model", "gpt2"), "--method", "rome")
+    assert printed["defaults"] == "a paper"
+    assert printed["layer 3"] == "transformer.h.3.mlp.c_proj: Conv1D, 80 × 32 (input × output)"
+
+
+def test_bars_show_rate_and_time_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_BAR_DELAY", 0.0)
+    arguments = ["edit", str(folder / "model"), str(folder / "edits.jsonl"), "--layers", "1", "--out"]
+    assert cli.main([*arguments, str(tmp_path / "delta")]) == 0
+    bars = re.split(r"[\r\n]+", capsys.readouterr().err)
+    for stage in ("loading", "sampling", "statistics", "prefixes", "values"):
+        last = [bar for bar in bars if bar.startswith(stage)][-1]
+        assert re.fullmatch(rf"{stage}: 100%\|.+\| (\d+)/\1 \[[\d:]+<[\d:]+, +[\d.]+(it/s|s/it)\] *", last), last
+
+
+def test_stages_of_less_than_two_seconds_show_no_bar(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(list(map(str, edit_arguments(folder, "--out", tmp_path / "delta")))) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_quiet_shows_no_bars(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_BAR_DELAY", 0.0)
+    assert cli.main(list(map(str, edit_arguments(folder, "--quiet", "--out", tmp_path / "delta")))) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith("edits ")
+
+
+def test_output_of_an_earlier_run_is_replaced(folder: Path, tmp_path: Path, run: Runner) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "delta", "--layers", "1"))
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    assert set(contents(tmp_path / "delta")) == {"emmet.json", "layer.2.safetensors"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "delta"]
+
+
+def test_interrupt_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(editor, "solve", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert cli.main(list(map(str, edit_arguments(folder, "--out", tmp_path / "delta")))) == 130
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "emmet: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_emmet_itself_propagate(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        message = "a bug"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(editor, "solve", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(list(map(str, edit_arguments(folder, "--out", tmp_path / "delta"))))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["stats", "edit", "eval", "info"])
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"\n  emmet {command} " in printed.split("examples:")[1]
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"emmet {emmet.__version__}\n"
+
+
+def test_module_runs_and_help_does_not_wait_for_transformers() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "emmet", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("usage: emmet ")
+    assert "emmet.cli" in run.stderr
+    assert "transformers" not in run.stderr

@@ -1,0 +1,133 @@
+"""Files are whole or absent, and a malformed safetensors file is a FormatError that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from emmet.errors import FormatError
+from emmet.storage import (
+    cache_folder,
+    file_hash,
+    first_line,
+    new_file,
+    new_folder,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+
+def test_new_file_replaces_the_old_one_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), new_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+    write_text(path, "nëw")
+    assert path.read_text(encoding="utf-8") == "nëw"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    write_tensors(tmp_path / "tensors", {"x": torch.zeros(1)}, {})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_new_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with pytest.raises(RuntimeError), new_folder(path) as temporary:  # noqa: PT012
+        (temporary / "part").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+    with new_folder(path) as temporary:
+        (temporary / "part").touch()
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["part"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_folder_leaves_one_that_another_process_made(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with new_folder(path) as temporary:
+        (temporary / "mine").touch()
+        path.mkdir()
+        (path / "theirs").touch()
+    assert [file.name for file in path.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"name": "Darrieux – é", "numbers": [1, 0.1, None]}
+    write_json(tmp_path / "value.json", value)
+    assert json.loads((tmp_path / "value.json").read_text(encoding="utf-8")) == value
+
+
+def test_json_without_a_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "value.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_tensors_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "file.safetensors"
+    tensor = (100 * torch.randn(3, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
+    write_tensors(path, {"plain": tensor, "transposed": tensor.T}, {"who": "emmet"})
+    tensors, metadata = read_tensors(path)
+    assert metadata == {"who": "emmet"}
+    assert tensors.keys() == {"plain", "transposed"}
+    assert tensors["plain"].dtype == dtype
+    assert torch.equal(tensors["plain"], tensor)
+    assert torch.equal(tensors["transposed"], tensor.T)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 30, -1])
+def test_truncated_tensors_are_a_format_error(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"x": torch.ones(100)}, {})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(FormatError, match=r"file\.safetensors") as caught:
+        read_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_a_format_error(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are not tensors, but there are enough bytes for a header")
+    for wrong in (path, tmp_path, tmp_path / "missing"):
+        with pytest.raises(FormatError, match=str(wrong)):
+            read_tensors(wrong)
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMMET_CACHE", str(tmp_path / "chosen"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    assert cache_folder() == tmp_path / "chosen"
+    monkeypatch.delenv("EMMET_CACHE")
+    assert cache_folder() == tmp_path / "shared" / "emmet"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "emmet"
+
+
+def test_file_hash_covers_the_whole_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "file").write_bytes(content)
+    assert file_hash(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_first_line() -> None:
+    assert first_line(ValueError("\none\ntwo")) == "one"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
