@@ -77,7 +77,9 @@ def known(demo: Demo, records: list[Record]) -> list[Record]:
 def show_table(records: list[Record], before: list[list[str]], after: list[list[str]]) -> None:
     for record, old, new in zip(records, before, after, strict=True):
         print(f"\n{record.edit.text} … {record.edit.target}")
-        for kind, prompt, was, now in zip(("prompt", "paraphrase", "neighbour"), prompts_of(record), old, new, strict=True):
+        for kind, prompt, was, now in zip(
+            ("prompt", "paraphrase", "neighbour"), prompts_of(record), old, new, strict=True
+        ):
             print(f"  {kind:<10}  {prompt:<58}  {was:<30} → {now}")
 
 

@@ -122,8 +122,8 @@ Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
     cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.const_data_ptr<double>(), dim(), rows.size(0));
     return {upper.mT(), jitter_};
   }
-  // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C itself
-  // is not formed: that would square the condition number.
+  // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C
+  // itself is not formed: that would square the condition number.
   const auto upper = std::get<1>(at::linalg_qr(at::cat({factor_.mT(), rows}), "r"));
   return {(upper.diagonal().sign().unsqueeze(1) * upper).mT(), jitter_};
 }
@@ -143,8 +143,8 @@ Preservation Preservation::load(const std::string& path, c10::Device device) {
   const TypedFile file(path, kFormat);
   const auto& upper = file.matrix("upper");
   if (upper.size(0) != upper.size(1) || !upper.diagonal().gt(0).all().item<bool>()) {
-    throw FormatError(c10::str(path, ": expected a square 'upper' with a positive diagonal, got ", upper.sizes(),
-                               "; save it anew"));
+    throw FormatError(
+        c10::str(path, ": expected a square 'upper' with a positive diagonal, got ", upper.sizes(), "; save it anew"));
   }
   return {upper.to(device).mT(), file.number("jitter")};
 }

@@ -78,36 +78,37 @@ Factorised factorise(const at::Tensor& gram, const at::Tensor& whitened, const R
                               : with_fixed_ridge(gram, whitened, ridge.value());
 }
 
-// Δᵀ = C⁻¹K Y with (KᵀC⁻¹K + μI) Y = R: one unknown an edit, for n <= d_in.
+// With KᵀC⁻¹K + μI = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹: an n × n system, for n <= d_in. T is shared between the factors so
+// that neither is much larger than Δ; otherwise their product would lose digits.
 Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
                       const Ridge& ridge, Diagnostics diagnostics) {
   auto start = Clock::now();
-  const auto B = preservation.unwhiten(A);  // [n, d_in], rows C⁻¹k
+  const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
+  const auto Q = system.half_solve(A);  // [n, rank], orthonormal rows when μ = 0
+  auto left = system.half_solve(R);     // [n, d_out]
+  diagnostics.seconds_system = seconds_since(start);
+
+  start = Clock::now();
+  const auto right = preservation.unwhiten(Q);  // [n, d_in]
   diagnostics.seconds_whiten += seconds_since(start);
 
   start = Clock::now();
-  const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
-  auto Y = system.solve(R);  // [n, d_out]
-
-  // Refined against the constraint itself: K Bᵀ is the Gram matrix as the factors that are returned will see it.
-  const auto gram = at::matmul(K, B.mT());
-  auto error = R - at::matmul(gram, Y) - mu * Y;
-  for (int i = 0; i < kRefinements && relative_norm(error, R) > kRefinedResidual; ++i) {
-    const auto refined = Y + system.solve(error);
-    const auto remaining = R - at::matmul(gram, refined) - mu * refined;
+  const auto effect = at::matmul(K, right.mT());  // (ΔK)ᵀ = effect · left, with the factors as they came out
+  auto error = R - at::matmul(effect, left);
+  for (int i = 0; mu == 0.0 && i < kRefinements && relative_norm(error, R) > kRefinedResidual; ++i) {
+    const auto refined = left + system.half_solve(error);
+    const auto remaining = R - at::matmul(effect, refined);
     if (!(remaining.norm().item<double>() < error.norm().item<double>())) break;
-    Y = refined;
+    left = refined;
     error = remaining;
   }
-
   diagnostics.condition = system.condition();
   diagnostics.ridge = mu;
-  diagnostics.constraint_residual = relative_norm(error + mu * Y, R);
-  diagnostics.preservation_cost = at::matmul(A.mT(), Y).square().sum().item<double>();
-  diagnostics.seconds_system = seconds_since(start);
-  const bool exact = !ridge.is_automatic() && mu == 0.0;
-  if (exact && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
-  return Update::from_factors(Y.mT(), B, diagnostics);
+  diagnostics.constraint_residual = relative_norm(error, R);
+  diagnostics.preservation_cost = at::matmul(Q.mT(), left).square().sum().item<double>();
+  diagnostics.seconds_system += seconds_since(start);
+  if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
+  return Update::from_factors(left.mT(), right, diagnostics);
 }
 
 // Δ = Zᵀ L⁻¹ with (AᵀA + μI) Z = AᵀR: one unknown a dimension, for n > d_in (the push-through identity).

@@ -19,7 +19,9 @@ class System {
   /// Smallest eigenvalue of S itself, estimated by inverse iteration; 0 without a factor.
   double smallest_eigenvalue() const;
 
-  /// S⁻¹ Z, to the accuracy that the condition number allows. Needs a factor.
+  /// T⁻¹Z, where S = T Tᵀ. Needs a factor.
+  at::Tensor half_solve(const at::Tensor& right_hand_side) const;
+  /// S⁻¹Z. Needs a factor.
   at::Tensor solve(const at::Tensor& right_hand_side) const;
 
  private:
@@ -28,7 +30,7 @@ class System {
   double condition_;
 };
 
-/// Largest eigenvalue of a symmetric positive semi-definite matrix, by power iteration.
+/// Largest eigenvalue of a symmetric positive semi-definite matrix, estimated from below.
 double largest_eigenvalue(const at::Tensor& matrix);
 
 }  // namespace emmet

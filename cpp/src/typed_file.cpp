@@ -46,8 +46,8 @@ double TypedFile::number(const std::string& name) const {
   double value = 0.0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) {
-    throw FormatError(c10::str(path_, ": expected a number '", name, "' in its metadata, got '", text,
-                               "'; save it anew"));
+    throw FormatError(
+        c10::str(path_, ": expected a number '", name, "' in its metadata, got '", text, "'; save it anew"));
   }
   return value;
 }

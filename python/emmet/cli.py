@@ -39,8 +39,8 @@ _OK, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `emmet` with `arguments` (those of the process by default) and return its exit code.
 
-    0: done. 2: the input is at fault; one line on standard error says how. 130: interrupted by Ctrl-C. In both cases
-    nothing is written but the cache. Errors that are not the input's propagate.
+    0: done. 2: the input is at fault; one line on standard error says how. 130: interrupted by Ctrl-C. Unless it is 0,
+    nothing is written but the cache and the checkpoint of `emmet stats`. Errors that are not the input's propagate.
     """
     try:
         options = _parser().parse_args(arguments)
@@ -244,11 +244,12 @@ def _ridge(text: str) -> float | Literal["auto"]:
 
 def _whole_number(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
     """A parser of whole numbers from `least` to `most`."""
+    expected = f"of at least {least}" if most == sys.maxsize else f"from {least} to {most}"
 
     def parse(text: str) -> int:
         # int() alone would also take "1_0", and would refuse thousands of digits in its own words
         if not (text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
-            message = f"expected a whole number of at least {least}, got {text!r}"
+            message = f"expected a whole number {expected}, got {text!r}"
             raise argparse.ArgumentTypeError(message)
         return int(text)
 
@@ -261,7 +262,7 @@ def _stats(options: argparse.Namespace) -> None:
     from .statistics import collect_statistics
 
     check_folder(options.out)
-    open_corpus(options.corpus).digest()  # one that cannot be read is reported before the model is loaded
+    open_corpus(options.corpus).digest()  # a corpus that cannot be read is reported before the model is loaded
     watch = _Stopwatch()
     with _progress(options) as progress:
         model, tokenizer = _load(options, watch, progress)
@@ -294,7 +295,7 @@ def _edit(options: argparse.Namespace) -> None:
     if options.stats is None:
         open_corpus(options.corpus).digest()
     else:
-        Statistics.load(options.stats, config.layers or ())
+        Statistics.load(options.stats, config.layers or ())  # once for the check, before the model is loaded
 
     watch = _Stopwatch()
     with _progress(options) as progress:
@@ -315,9 +316,9 @@ def _edit(options: argparse.Namespace) -> None:
 
 def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
     loss = handle.values.loss
-    low = int((loss < config.stop_loss).sum())
+    low = f"below {config.stop_loss:g} for {int((loss < config.stop_loss).sum())} of {len(loss)}"
     yield "edits", f"{len(loss)} by {config.method}"
-    yield "loss", f"median {loss.median():.3g}, largest {loss.max():.3g}, below {config.stop_loss:g} for {low}"
+    yield "loss", f"median {loss.median():.3g}, largest {loss.max():.3g}, {low}"
     for layer, delta in handle.delta.layers.items():
         solves = [report.diagnostics for report in handle.diagnostics if report.layer == layer]
         ridge, residual, condition = (
@@ -453,12 +454,13 @@ def _load(
 
 @contextmanager
 def _progress(options: argparse.Namespace) -> Iterator[Progress]:
-    """A bar on standard error for each stage that takes its time; none with --quiet."""
+    """A bar on standard error for each stage that takes its time, while it lasts; none with --quiet."""
     bars: dict[str, tqdm] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         if stage not in bars:
-            bars[stage] = tqdm(desc=stage, total=total, initial=done, delay=_BAR_DELAY, dynamic_ncols=True)
+            delay = _BAR_DELAY if total > 1 else 0.0  # a single step gives no later chance to show the bar
+            bars[stage] = tqdm(desc=stage, total=total, initial=done, delay=delay, leave=False, dynamic_ncols=True)
         bars[stage].update(done - bars[stage].n)
         if done == total:
             bars.pop(stage).close()

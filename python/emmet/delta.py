@@ -36,25 +36,34 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class LayerDelta:
-    """The update of one layer's MLP output projection, and the digest of the weight that it was made for."""
+    """The update of one layer's MLP output projection, and the digest of the weight that it was made for.
+
+    `transposed` says that the weight is stored as [d_in, d_out]; the update never is.
+    """
 
     module: str
+    transposed: bool
     base_digest: str
     update: Update
 
     @staticmethod
     def of(projection: Projection, updates: Sequence[Update]) -> LayerDelta:
         """The sum of updates to a weight that does not have them yet."""
-        return LayerDelta(projection.name, tensor_digest(projection.weight).hex(), _sum(updates))
+        return LayerDelta(projection.name, projection.transposed, tensor_digest(projection.weight).hex(), _sum(updates))
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Edits with the updates that make them, by layer. `reports` tell how each solve went."""
+    """Edits with the updates that make them, by layer.
+
+    `base` is where the model that they were made for was loaded from, None if that is unknown. `reports` tell how each
+    solve went.
+    """
 
     edits: tuple[Edit, ...]
     config: EditConfig
     prefixes: tuple[str, ...]
+    base: str | None
     layers: Mapping[int, LayerDelta]
     reports: tuple[LayerReport, ...]
 
@@ -117,8 +126,13 @@ class Delta:
             "edits": [asdict(edit) for edit in self.edits],
             "config": json.loads(self.config.to_json()),
             "prefixes": list(self.prefixes),
+            "base": self.base,
             "layers": {
-                str(layer): {"module": delta.module, "base_digest": delta.base_digest}
+                str(layer): {
+                    "module": delta.module,
+                    "transposed": delta.transposed,
+                    "base_digest": delta.base_digest,
+                }
                 for layer, delta in self.layers.items()
             },
             "reports": [
@@ -144,8 +158,9 @@ def _from_manifest(manifest: Any, folder: Path) -> Delta:
         edits=tuple(Edit(**edit) for edit in manifest["edits"]),
         config=EditConfig.from_json(json.dumps(manifest["config"])),
         prefixes=_texts(manifest["prefixes"]),
+        base=manifest["base"],
         layers={
-            int(layer): LayerDelta(entry["module"], entry["base_digest"], Update.load(folder / _file_name(int(layer))))
+            int(layer): LayerDelta(update=Update.load(folder / _file_name(int(layer))), **entry)
             for layer, entry in manifest["layers"].items()
         },
         reports=tuple(_report(**report) for report in manifest["reports"]),

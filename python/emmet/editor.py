@@ -210,6 +210,7 @@ class Editor:
             edits=tuple(edits),
             config=self.config,
             prefixes=self.prefixes,
+            base=self.arch.model.name_or_path or None,
             layers={
                 layer: LayerDelta.of(projection, [update for report, update in solved if report.layer == layer])
                 for layer, projection in projections.items()

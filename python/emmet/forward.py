@@ -67,6 +67,11 @@ class Site:
         return Site(arch.projection(layer).module, at_input=True)
 
 
+def by_row(states: Tensor, rows: int) -> Tensor:
+    """States [rows, tokens, width], also of modules that see all tokens in one dimension (OPT's MLP)."""
+    return states.reshape(rows, -1, states.shape[-1])
+
+
 @torch.no_grad()
 def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site) -> Tensor:
     """What `site` sees at the last token of each row: [rows, width]. The pass ends there."""
@@ -78,7 +83,7 @@ def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: S
         with watch(site.module, seen.append), stop_after(site.module):
             arch.base(**model_inputs(arch.base, ids, mask))
         last = mask.sum(1) - 1
-        states = seen[0][torch.arange(len(batch), device=last.device), last]
+        states = by_row(seen[0], len(batch))[torch.arange(len(batch), device=last.device), last]
         for index, state in zip(batch, states, strict=True):
             found[index] = state
     return torch.stack(found)

@@ -52,6 +52,7 @@ def load(
     if missing := sorted(report["missing_keys"]):
         message = f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}: get the whole checkpoint"
         raise ModelError(message)
+    model.name_or_path = _lasting_name(name_or_path)
     return model.to(device).eval(), tokenizer
 
 
@@ -79,6 +80,12 @@ def _source(name_or_path: str | Path, progress: Progress) -> str:
     raise ModelError(message)
 
 
+def _lasting_name(name_or_path: str | Path) -> str:
+    """What names the same model in every working directory; not the cached folder of a GGUF file."""
+    path = Path(name_or_path).expanduser()
+    return str(path.resolve() if path.exists() else name_or_path)
+
+
 def _dequantised(path: Path, progress: Progress) -> Path:
     """The folder of the plain float32 checkpoint that a GGUF file holds, made when it is first asked for."""
     with path.open("rb") as file:
@@ -87,7 +94,7 @@ def _dequantised(path: Path, progress: Progress) -> Path:
             raise ModelError(message)
     folder = cache_folder() / "models" / f"{file_hash(path)[:32]}-transformers-{transformers.__version__}"
     if not folder.is_dir():
-        _require_gguf(path)
+        require_gguf(path)
         progress("dequantising", 0, 1)
         with _readable(path), reporting(progress, "loading"), new_folder(folder) as temporary:
             _dequantise(path, temporary)
@@ -95,7 +102,8 @@ def _dequantised(path: Path, progress: Progress) -> Path:
     return folder
 
 
-def _require_gguf(path: Path) -> None:
+def require_gguf(path: Path) -> None:
+    """Raise ModelError unless the packages are installed that reading the GGUF file `path` takes."""
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             message = f"reading {path} needs the package {package}: pip install 'emmet-edit[gguf]'"

@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .architectures import Architecture
-from .forward import Site, model_inputs
+from .forward import Site, by_row, model_inputs
 from .hooks import at_positions, hidden_states, on_output, raw_outputs, start_above, stop_after
 from .tokens import pad_rows
 
@@ -123,7 +123,7 @@ class Suffixes:
             arch.base(**model_inputs(arch.base, ids, self._mask))
         states = hidden_states(below[0])
         self._below = states[:, length:].clone()
-        self.start = hidden_states(injected[0])[:, length].clone()
+        self.start = by_row(hidden_states(injected[0]), len(ids))[:, length].clone()
         self._cache = [_FixedLayer(length) for _ in range(len(arch))]
         if length:
             prefix = DynamicCache()
@@ -135,7 +135,9 @@ class Suffixes:
                     self._cache[i] = _FixedLayer(length, layer.keys, layer.values)
 
     def _start_above(self, hidden: Tensor) -> AbstractContextManager[None]:
-        return start_above(list(self._arch.layers)[: self._injection.skipped], hidden, as_tuple=self._injection.as_tuple)
+        return start_above(
+            list(self._arch.layers)[: self._injection.skipped], hidden, as_tuple=self._injection.as_tuple
+        )
 
     def logits(self, delta: Tensor) -> Tensor:
         """Logits [reads, vocab] after δ [edits, d_model] is added, in the order of the rows and their reads."""
@@ -143,7 +145,8 @@ class Suffixes:
         shift = delta[self._owner].unsqueeze(1)
 
         def shifted(states: Tensor) -> Tensor:
-            return torch.cat([states[:, :1] + shift.to(states.dtype), states[:, 1:]], dim=1)
+            rows = by_row(states, len(shift))
+            return torch.cat([rows[:, :1] + shift.to(states.dtype), rows[:, 1:]], dim=1).view_as(states)
 
         with ExitStack() as stack:
             if self._injection.at_projection:

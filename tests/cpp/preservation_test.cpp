@@ -177,7 +177,8 @@ TEST(Preservation, AbsorbsManyTimes) {
   const at::Tensor moment = second_moment(32), keys = oracle::random({50, 32}, 2);
   auto metric = Preservation::from_second_moment(moment);
   for (int64_t i = 0; i < keys.size(0); ++i) metric = metric.absorb(keys[i]);
-  EXPECT_LT(oracle::relative_error(product_of_factor(metric), moment.add(oracle::multiply(keys.t(), keys))), kTolerance);
+  EXPECT_LT(oracle::relative_error(product_of_factor(metric), moment.add(oracle::multiply(keys.t(), keys))),
+            kTolerance);
 }
 
 TEST(Preservation, RefusesWeightsThatAreNone) {
@@ -196,7 +197,8 @@ TEST(Preservation, KeepsNoGraph) {
 
 TEST(Preservation, ThreadsShareOneMetric) {
   const auto metric = Preservation::from_second_moment(second_moment(64));
-  const at::Tensor keys = oracle::random({8, 64}, 2), alone = metric.solve(keys), absorbed = metric.absorb(keys).factor();
+  const at::Tensor keys = oracle::random({8, 64}, 2), alone = metric.solve(keys),
+                   absorbed = metric.absorb(keys).factor();
   std::vector<int> same(4);  // not of bool: neighbours would share a byte
   std::vector<std::thread> threads;
   for (int& result : same) {

@@ -167,9 +167,7 @@ const Dependency kDependencies[] = {
      [] { return at::cat({random({4, kIn}, 2), at::stack({row(0).add(row(1)), row(2).sub(row(3))})}); },
      {{0, 1, 4}, {2, 3, 5}}},
     {"ThreeEqual", [] { return at::stack({row(0), row(1), row(0), row(0)}); }, {{0, 2, 3}}},
-    {"MoreThanDimensions",
-     [] { return random({kIn + 1, kIn}, 2); },
-     {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}},
+    {"MoreThanDimensions", [] { return random({kIn + 1, kIn}, 2); }, {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}},
 };
 
 class DependentKeys : public testing::TestWithParam<Dependency> {};
@@ -221,25 +219,14 @@ TEST(Solve, AutomaticRidgeIsZeroWhereNoneIsNeeded) {
 
 TEST(Solve, LengthsOfKeysAloneNeedNoRidge) {
   at::Tensor keys = random({3, kIn}, 2);
-  keys[1].mul_(1e3);
-  keys[2].mul_(1e-3);
+  keys[1].mul_(1e6);
+  keys[2].mul_(1e-6);
   const at::Tensor residuals = random({3, kOut}, 3);
   const Update update = emmet::solve(metric(), keys, residuals, Ridge::automatic());
   EXPECT_EQ(update.diagnostics().ridge, 0.0);
   EXPECT_LT(update.diagnostics().condition, 100);
+  EXPECT_LT(update.diagnostics().constraint_residual, 1e-11);
   EXPECT_LT(oracle::relative_error(update.dense(), emmet_with(0, second_moment(), keys, residuals)), kTolerance);
-}
-
-// A change that moves a key of length 1e-6 by 1 has length 1e6: its rounding alone moves a key of length 1e6 by 1e-4.
-TEST(Solve, AutomaticRidgeReportsAConstraintThatRoundingBreaks) {
-  at::Tensor keys = random({3, kIn}, 2);
-  keys[1].mul_(1e6);
-  keys[2].mul_(1e-6);
-  const at::Tensor residuals = random({3, kOut}, 3);
-  EXPECT_THROW(emmet::solve(metric(), keys, residuals, 0.0), emmet::DependentKeysError);
-  const Update update = emmet::solve(metric(), keys, residuals, Ridge::automatic());
-  EXPECT_EQ(update.diagnostics().ridge, 0.0);
-  EXPECT_GT(update.diagnostics().constraint_residual, 1e-6);
 }
 
 TEST(Solve, RefusesARidgeBelowRounding) {

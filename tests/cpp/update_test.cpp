@@ -35,7 +35,7 @@ TEST(Update, KeepsFactorsWhileTheseAreSmaller) {
 
 TEST(Update, MultipliesFactorsOutOnceTheProductIsSmaller) {
   EXPECT_TRUE(Update::from_factors(random({6, 3}, 1), random({3, 10}, 2)).is_low_rank());  // 48 numbers for 60
-  const at::Tensor left = random({6, 4}, 1), right = random({4, 10}, 2);                    // 64 numbers for 60
+  const at::Tensor left = random({6, 4}, 1), right = random({4, 10}, 2);                   // 64 numbers for 60
   const Update update = Update::from_factors(left, right);
   EXPECT_FALSE(update.is_low_rank());
   EXPECT_EQ(update.rows(), 6);
@@ -59,8 +59,8 @@ TEST(Update, RefusesWhatIsNoUpdate) {
 }
 
 TEST(Update, DenseIsTheCallersOwn) {
-  for (const Update& update : {Update::from_factors(random({6, 2}, 1), random({2, 10}, 2)),
-                               Update::from_dense(random({6, 10}, 3))}) {
+  for (const Update& update :
+       {Update::from_factors(random({6, 2}, 1), random({2, 10}, 2)), Update::from_dense(random({6, 10}, 3))}) {
     const at::Tensor dense = update.dense(), before = dense.clone();
     dense.zero_();
     EXPECT_TRUE(update.dense().equal(before));

@@ -1,0 +1,164 @@
+// Corrects a weight while another thread runs inference on it, and takes the correction back.
+//
+//   hot_edit [METRIC EDIT MODEL WEIGHT]
+//
+// METRIC is a file that Preservation.save wrote, and EDIT a safetensors file with "keys" [n, d_in] and "residuals"
+// [n, d_out]. WEIGHT is the name of a weight [d_out, d_in] in the safetensors file MODEL. Without arguments, random
+// numbers of the size of one MLP of SmolLM2-135M stand for all three.
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/randn.h>
+#include <emmet/covariance.h>
+#include <emmet/error.h>
+#include <emmet/preservation.h>
+#include <emmet/safetensors.h>
+#include <emmet/solve.h>
+#include <emmet/versioned_weights.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <string>
+#include <thread>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Files {
+  std::string metric, edit, model, weight;
+};
+
+Files random_files(const std::filesystem::path& folder) {
+  constexpr int64_t d_in = 1536, d_out = 576, edits = 8;
+  const Files files{folder / "metric", folder / "edit", folder / "model", "down_proj.weight"};
+  emmet::Covariance covariance(d_in);
+  covariance.add(at::randn({4 * d_in, d_in}));
+  emmet::Preservation::from_second_moment(covariance.second_moment()).save(files.metric);
+  emmet::write_safetensors(files.edit,
+                           {{{"keys", at::randn({edits, d_in})}, {"residuals", at::randn({edits, d_out})}}, {}});
+  emmet::write_safetensors(files.model, {{{files.weight, at::randn({d_out, d_in})}}, {}});
+  return files;
+}
+
+at::Tensor read(const std::string& path, const std::string& name) {
+  const auto tensors = emmet::read_safetensors(path).tensors;
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) {
+    throw emmet::Error(path + ": expected a tensor '" + name + "', got none of this name; see the top of hot_edit.cpp");
+  }
+  return found->second;
+}
+
+/// A folder of its own, removed in the end.
+struct ScratchFolder {
+  ScratchFolder() { std::filesystem::create_directory(path); }
+  ~ScratchFolder() { std::filesystem::remove_all(path); }
+  const std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("emmet_hot_edit." + std::to_string(getpid()));
+};
+
+/// Prints how long it lived.
+struct Stage {
+  ~Stage() {
+    const std::chrono::duration<double, std::milli> elapsed = Clock::now() - start;
+    std::cout << name << ": " << elapsed.count() << " ms\n";
+  }
+  const char* name;
+  Clock::time_point start = Clock::now();
+};
+
+template <typename Action>
+auto timed(const char* name, Action action) {
+  const Stage stage{name};
+  return action();
+}
+
+/// A thread that runs a layer on the keys of an edit, over and over, and sees which version each of its passes used.
+class Inference {
+ public:
+  Inference(const emmet::VersionedWeights& served, const std::string& weight, const at::Tensor& keys,
+            const at::Tensor& residuals)
+      : served_(served), weight_(weight), before_(layer(keys)), after_(before_ + residuals), thread_([this, keys] {
+          while (!stop_) count(layer(keys));
+        }) {}
+  ~Inference() { stop(); }
+
+  /// Returns once a hundred more passes are done.
+  void go_on() const {
+    for (const int64_t end = passes() + 100; passes() < end;) std::this_thread::yield();
+  }
+  void stop() {
+    stop_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+
+  int64_t unedited() const { return unedited_; }
+  int64_t edited() const { return edited_; }
+  int64_t torn() const { return torn_; }
+
+ private:
+  /// What a model does where it had its own weight: it takes one snapshot a request.
+  at::Tensor layer(const at::Tensor& input) const {
+    const auto weights = served_.snapshot();
+    const auto& weight = weights->at(weight_);
+    return at::linear(input.to(weight.dtype()), weight);
+  }
+
+  void count(const at::Tensor& output) {
+    // Half a correction would be about as far from one as from the other.
+    const double difference = (after_ - before_).norm().item<double>();
+    const auto is = [&](const at::Tensor& expected) {
+      return (output - expected).norm().item<double>() < 0.1 * difference;
+    };
+    ++(is(before_) ? unedited_ : is(after_) ? edited_ : torn_);
+  }
+  int64_t passes() const { return unedited_ + edited_ + torn_; }
+
+  const emmet::VersionedWeights& served_;
+  const std::string weight_;
+  const at::Tensor before_, after_;
+  std::atomic<int64_t> unedited_{0}, edited_{0}, torn_{0};
+  std::atomic<bool> stop_{false};
+  std::thread thread_;  // last, as it uses all of these
+};
+
+int hot_edit(const Files& files) {
+  emmet::VersionedWeights served({{files.weight, read(files.model, files.weight)}});
+
+  const auto metric = timed("load metric", [&] { return emmet::Preservation::load(files.metric); });
+  const auto keys = timed("load keys", [&] { return read(files.edit, "keys"); });
+  const auto residuals = timed("load residuals", [&] { return read(files.edit, "residuals"); });
+
+  Inference inference(served, files.weight, keys, residuals);
+  inference.go_on();
+  const auto update = timed("solve", [&] { return emmet::solve(metric, keys, residuals); });
+  timed("apply", [&] { served.apply({{files.weight, update}}); });
+  inference.go_on();
+  timed("undo", [&] { served.undo(); });
+  inference.go_on();
+  inference.stop();
+
+  std::cout << "passes of inference: " << inference.unedited() << " without the edit, " << inference.edited()
+            << " with it, " << inference.torn() << " torn\n";
+  return inference.torn() == 0 && inference.edited() > 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc == 5) return hot_edit({argv[1], argv[2], argv[3], argv[4]});
+  if (argc != 1) {
+    std::cerr << "usage: hot_edit [METRIC EDIT MODEL WEIGHT]\n";
+    return 2;
+  }
+  const ScratchFolder folder;
+  return hot_edit(random_files(folder.path));
+} catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}

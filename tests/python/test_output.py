@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from emmet import EmmetError
+from emmet.output import MANIFEST, check_output, output_folder
+
+
+def test_a_folder_is_complete_or_absent(tmp_path):
+    path = tmp_path / "sub" / "out"
+    with pytest.raises(RuntimeError), output_folder(path) as folder:
+        (folder / MANIFEST).write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "sub"]
+    with output_folder(path) as folder:
+        (folder / MANIFEST).write_text("{}")
+    assert [file.name for file in path.iterdir()] == [MANIFEST]
+
+
+def test_what_emmet_wrote_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "out"
+    for name in ("first", "second"):
+        with output_folder(path) as folder:
+            (folder / MANIFEST).write_text("{}")
+            (folder / name).write_text("")
+    assert sorted(file.name for file in path.iterdir()) == sorted([MANIFEST, "second"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(EmmetError, match="new or empty folder"), output_folder(tmp_path):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "dear"
+    with pytest.raises(EmmetError, match="not a folder"):
+        check_output(tmp_path / "thesis.txt")

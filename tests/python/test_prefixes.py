@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from emmet.prefixes import sample_prefixes
+
+
+def test_prefixes_are_set_by_the_seed_and_leave_the_global_one_alone():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    state = torch.get_rng_state()
+    first = sample_prefixes(model, tokenizer, count=6, length=8, seed=3)
+    assert first == sample_prefixes(model, tokenizer, count=6, length=8, seed=3)
+    assert first != sample_prefixes(model, tokenizer, count=6, length=8, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(first) == 6
+    assert all(prefix.endswith(". ") for prefix in first)
+    starts = ("The", "Therefore", "Because", "I", "You", "The")
+    assert all(prefix.startswith(start) for prefix, start in zip(first, starts, strict=True))
+
+
+def test_no_prefixes():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    assert sample_prefixes(model, tokenizer, count=0, length=8, seed=0) == ()

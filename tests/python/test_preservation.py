@@ -1,0 +1,290 @@
+"""The preservation metric against float64 NumPy."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import closed_forms
+from closed_forms import EPS, Array, Problem, problem, problems, relative_error, tolerance
+from emmet import (
+    EmmetError,
+    FormatError,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    Preservation,
+    ShapeError,
+    Update,
+)
+
+anything = settings(deadline=None)
+
+
+def metric(moment: Array, jitter: float | None = None) -> Preservation:
+    return Preservation.from_second_moment(torch.from_numpy(moment), jitter)
+
+
+def moment_of(preservation: Preservation) -> Array:
+    factor = preservation.factor.numpy()
+    return factor @ factor.T
+
+
+def well_conditioned(d: int = 10) -> Array:
+    return closed_forms.moment(np.random.default_rng(d), d, condition=100.0)
+
+
+def from_tokens(count: int, d: int = 40, dtype: type = np.float64) -> Array:
+    """The second moment of so many keys, summed in this type."""
+    keys = np.random.default_rng(0).standard_normal((count, d)).astype(dtype)
+    return (keys.T @ keys / dtype(count)).astype(np.float64)
+
+
+class TestMetric:
+    @anything
+    @given(problems())
+    def test_solve_and_gram_and_cost_are_their_definitions(self, case: Problem) -> None:
+        preservation, keys = metric(case.moment), torch.from_numpy(case.keys)
+        bound = tolerance(case.moment)
+        assert preservation.jitter == 0
+        solved = np.linalg.solve(case.moment, case.keys.T).T
+        assert relative_error(preservation.solve(keys).numpy(), solved) < bound
+        assert relative_error(preservation.gram(keys).numpy(), case.gram()) < bound
+        cost = np.trace(case.keys @ case.moment @ case.keys.T)
+        assert preservation.cost(keys) == pytest.approx(cost, rel=1e-6)
+
+    @anything
+    @given(problems())
+    def test_whiten_and_unwhiten_are_the_two_halves_of_solve(self, case: Problem) -> None:
+        preservation, keys = metric(case.moment), torch.from_numpy(case.keys)
+        factor = np.linalg.cholesky(case.moment)
+        bound = tolerance(case.moment)
+        assert relative_error(preservation.factor.numpy(), factor) < bound
+        assert relative_error(preservation.whiten(keys).numpy(), np.linalg.solve(factor, case.keys.T).T) < bound
+        assert torch.equal(preservation.unwhiten(preservation.whiten(keys)), preservation.solve(keys))
+
+    def test_has_a_size(self) -> None:
+        preservation = metric(well_conditioned())
+        assert (preservation.dim, preservation.rank, preservation.device) == (10, 10, torch.device("cpu"))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_computes_in_float64_whatever_comes_in(self, dtype: torch.dtype) -> None:
+        preservation, keys = metric(well_conditioned()), torch.randn(3, 10, dtype=dtype)
+        assert preservation.solve(keys).dtype == torch.float64
+        assert torch.equal(preservation.solve(keys), preservation.solve(keys.double()))
+
+    def test_takes_one_key_and_any_layout(self) -> None:
+        preservation, keys = metric(well_conditioned()), torch.randn(6, 20, dtype=torch.float64)[::2, ::2]
+        solved = preservation.solve(keys)
+        assert solved.shape == (3, 10)
+        assert torch.allclose(solved, preservation.solve(keys.contiguous()), rtol=1e-12)
+        assert preservation.solve(keys[1]).shape == (10,)
+        assert torch.allclose(preservation.solve(keys[1]), solved[1], rtol=1e-12)
+
+    def test_gram_is_symmetric_to_the_bit(self) -> None:
+        gram = metric(well_conditioned(50)).gram(torch.randn(70, 50))
+        assert torch.equal(gram, gram.mT)
+
+
+class TestJitter:
+    @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+    def test_is_relative_to_the_mean_of_the_diagonal(self, scale: float) -> None:
+        moment = scale * well_conditioned()
+        preservation = metric(moment, 0.5)
+        assert preservation.jitter == 0.5
+        expected = moment + 0.5 * np.diag(moment).mean() * np.eye(10)
+        assert relative_error(moment_of(preservation), expected) < 1e-14
+
+    def test_is_zero_where_none_is_needed(self) -> None:
+        assert metric(well_conditioned()).jitter == 0
+        assert metric(closed_forms.moment(np.random.default_rng(0), 24, condition=1e10)).jitter == 0
+        assert metric(from_tokens(41)).jitter == 0
+
+    def test_is_the_smallest_that_helps_after_too_few_tokens(self) -> None:
+        assert metric(from_tokens(20)).jitter == 1e-10
+        # Sums in float32 are off by 1e-7 or so of the largest eigenvalue, which may make the smallest negative.
+        assert 1e-8 <= metric(from_tokens(20, dtype=np.float32)).jitter <= 1e-5
+
+    def test_lets_a_dead_neuron_be(self) -> None:
+        moment = well_conditioned()
+        moment[3] = moment[:, 3] = 0
+        preservation = metric(moment)
+        assert preservation.jitter == 1e-10
+        assert relative_error(moment_of(preservation), moment) < 1e-9
+        with pytest.raises(NotPositiveDefiniteError, match="even with jitter 0; collect statistics over more tokens"):
+            metric(moment, 0)
+
+    def test_does_not_hide_a_matrix_that_is_no_second_moment(self) -> None:
+        moment = well_conditioned()
+        moment[0, 0] = -1
+        for jitter in (None, 1e-3):
+            with pytest.raises(NotPositiveDefiniteError):
+                metric(moment, jitter)
+
+
+class TestAbsorb:
+    @anything
+    @given(
+        case=problems() | problems(isotropic=True),
+        weight=st.floats(-3, 3).map(lambda exponent: 10.0**exponent),
+    )
+    def test_equals_factorising_the_sum(self, case: Problem, weight: float) -> None:
+        absorbed = metric(case.moment).absorb(torch.from_numpy(case.keys), weight)
+        expected = case.moment + weight * case.keys.T @ case.keys
+        assert relative_error(moment_of(absorbed), expected) < 100 * EPS * len(expected)
+
+    @pytest.mark.parametrize("count", [1, 3, 4, 100])  # by rotations up to d / 16 keys, by one factorisation from there
+    def test_equals_factorising_the_sum_for_few_and_many_keys(self, count: int) -> None:
+        moment, keys = well_conditioned(60), np.random.default_rng(1).standard_normal((count, 60))
+        before = metric(moment)
+        factor = before.factor.clone()
+        absorbed = before.absorb(torch.from_numpy(keys), 2.5)
+        expected = metric(moment + 2.5 * keys.T @ keys)
+        assert torch.allclose(absorbed.factor, expected.factor, rtol=1e-9, atol=1e-12)
+        assert torch.equal(before.factor, factor)
+        assert torch.equal(absorbed.factor, absorbed.factor.tril())
+        assert (absorbed.factor.diagonal() > 0).all()
+
+    @pytest.mark.parametrize("count", [1, 3, 4, 50])
+    def test_keeps_the_digits_of_the_moment_beside_large_keys(self, count: int) -> None:
+        moment = closed_forms.moment(np.random.default_rng(0), 60, condition=1e4)
+        keys = 1e5 * np.random.default_rng(1).standard_normal((count, 60))
+        probes = np.random.default_rng(2).standard_normal((5, 60))
+        # Woodbury's identity, which does not add the squares of the keys to the small eigenvalues of the moment.
+        solved, system = np.linalg.solve(moment, keys.T), np.linalg.solve(moment, probes.T)
+        expected = system - solved @ np.linalg.solve(np.eye(count) + keys @ solved, keys @ system)
+        absorbed = metric(moment).absorb(torch.from_numpy(keys))
+        assert relative_error(absorbed.solve(torch.from_numpy(probes)).numpy(), expected.T) < 1e-7
+
+    def test_one_by_one_equals_all_at_once(self) -> None:
+        keys = torch.randn(30, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        one_by_one = metric(well_conditioned(40))
+        for key in keys:
+            one_by_one = one_by_one.absorb(key)
+        assert torch.allclose(one_by_one.factor, metric(well_conditioned(40)).absorb(keys).factor, rtol=1e-9)
+
+    def test_keeps_the_jitter(self) -> None:
+        assert metric(well_conditioned(), 0.25).absorb(torch.randn(1, 10)).jitter == 0.25
+
+    def test_of_weight_zero_changes_nothing(self) -> None:
+        before = metric(well_conditioned())
+        for count in (1, 8):
+            after = before.absorb(torch.randn(count, 10), 0.0)
+            assert torch.allclose(after.factor, before.factor, rtol=1e-14, atol=1e-15)
+
+    def test_protects_what_it_has_absorbed(self) -> None:
+        case = problem(np.random.default_rng(0), 20, 2)
+        first, second = torch.from_numpy(case.keys)
+        residual = torch.ones(3, dtype=torch.float64)
+        before = metric(case.moment)
+        disturbance = [
+            torch.linalg.norm(closed_form(preservation, second, residual) @ first).item()
+            for preservation in (before, before.absorb(first, 1e4))
+        ]
+        assert disturbance[1] < 1e-3 * disturbance[0]
+
+
+def closed_form(preservation: Preservation, key: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    solved = preservation.solve(key)
+    return torch.outer(residual, solved) / (solved @ key)
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("call", "error", "text"),
+        [
+            (lambda c: Preservation.from_second_moment(c[:3]), ShapeError, "second_moment [d, d], got [3, 10]"),
+            (lambda c: Preservation.from_second_moment(c[0]), ShapeError, "second_moment [d, d], got [10]"),
+            (lambda c: Preservation.from_second_moment(c[:0, :0]), ShapeError, "got [0, 0]"),
+            (lambda c: Preservation.from_second_moment(c.long()), ShapeError, "got Long"),
+            (lambda c: Preservation.from_second_moment(c.triu()), ShapeError, "symmetric second_moment"),
+            (lambda c: Preservation.from_second_moment(c * torch.nan), NonFiniteError, "got NaN in row 0"),
+            (lambda c: Preservation.from_second_moment(c / 0), NonFiniteError, "finite second_moment"),
+            (lambda c: Preservation.from_second_moment(-c), NotPositiveDefiniteError, "more tokens"),
+            (lambda c: Preservation.from_second_moment(0 * c), NotPositiveDefiniteError, "more tokens"),
+            (lambda c: Preservation.from_second_moment(c, -1), EmmetError, "jitter >= 0, got -1"),
+            (lambda c: Preservation.from_second_moment(c, float("nan")), EmmetError, "jitter >= 0, got nan"),
+            (lambda c: Preservation.from_second_moment(c).solve(c[:, :9]), ShapeError, "keys [..., 10], got [10, 9]"),
+            (lambda c: Preservation.from_second_moment(c).gram(c[:0]), ShapeError, "n > 0"),
+            (lambda c: Preservation.from_second_moment(c).whiten(c.log()), NonFiniteError, "finite keys, got NaN"),
+            (lambda c: Preservation.from_second_moment(c).unwhiten(c[:, :9]), ShapeError, "whitened [..., 10]"),
+            (lambda c: Preservation.from_second_moment(c).cost(c[:, :9]), ShapeError, "delta [..., 10]"),
+            (lambda c: Preservation.from_second_moment(c).absorb(c[0], -1), EmmetError, "weight >= 0, got -1"),
+            (lambda c: Preservation.from_second_moment(c).to("nowhere"), EmmetError, "nowhere"),
+            (lambda c: Preservation.from_second_moment(c).save("/nowhere/metric"), EmmetError, "/nowhere/metric"),
+            (lambda _: Preservation.load("/nowhere/metric"), EmmetError, "/nowhere/metric"),
+        ],
+    )
+    def test_says_in_one_line_what_is_wrong(
+        self, call: Callable[[torch.Tensor], object], error: type[EmmetError], text: str
+    ) -> None:
+        with pytest.raises(error, match=re.escape(text)) as caught:
+            call(torch.from_numpy(well_conditioned()))
+        assert type(caught.value) is error
+        assert isinstance(caught.value, ValueError)
+        assert "\n" not in str(caught.value)
+
+    def test_takes_a_moment_that_float32_made_slightly_asymmetric(self) -> None:
+        moment = well_conditioned()
+        moment[0, 1] *= 1 + 1e-7
+        assert metric(moment).jitter == 0
+
+
+class TestFile:
+    @pytest.mark.parametrize("count", [0, 1, 8])  # as factorised, after rotations, after a new factorisation
+    def test_is_read_back_to_the_bit(self, tmp_path: Path, count: int) -> None:
+        saved = metric(well_conditioned(16), 1 / 3)
+        if count:
+            saved = saved.absorb(torch.randn(count, 16))
+        saved.save(tmp_path / "metric")
+        loaded = Preservation.load(tmp_path / "metric", device="cpu")
+        keys = torch.randn(5, 16)
+        assert torch.equal(loaded.factor, saved.factor)
+        assert torch.equal(loaded.solve(keys), saved.solve(keys))
+        assert loaded.jitter == saved.jitter
+
+    def test_cut_short_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "metric"
+        metric(well_conditioned()).save(path)
+        content = path.read_bytes()
+        for length in (0, 7, 40, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:length])
+            with pytest.raises(FormatError, match=str(path)):
+                Preservation.load(path)
+
+    def test_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "update"
+        Update.from_dense(torch.eye(4)).save(path)
+        with pytest.raises(FormatError, match=r"of format emmet\.preservation\.1, got emmet\.update\.1"):
+            Preservation.load(path)
+        path.write_text("not safetensors at all")
+        with pytest.raises(FormatError):
+            Preservation.load(path)
+
+
+def test_other_python_threads_run_while_a_moment_is_factorised() -> None:
+    moment = torch.eye(2000, dtype=torch.float64)
+    span: list[float] = []
+
+    def work() -> None:
+        span.append(time.perf_counter())
+        Preservation.from_second_moment(moment)
+        span.append(time.perf_counter())
+
+    thread = threading.Thread(target=work)
+    ticks = []
+    thread.start()
+    while thread.is_alive():
+        ticks.append(time.perf_counter())
+        time.sleep(1e-3)
+    start, end = span
+    quarter = (end - start) / 4
+    assert any(start + quarter < tick < end - quarter for tick in ticks)

@@ -1,0 +1,336 @@
+"""The solver against the published closed forms in float64 NumPy."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import closed_forms
+from closed_forms import Array, Problem, condition, problem, problems, relative_error, tolerance
+from emmet import (
+    DependentKeysError,
+    EmmetError,
+    NonFiniteError,
+    Preservation,
+    ShapeError,
+    Update,
+    emmet,
+    memit,
+    rome,
+    solve,
+)
+
+# Where numbers are so well conditioned that both sides keep most of their digits.
+CLOSE = 1e-8
+# The bound on the condition number that an automatic ridge keeps, and what its estimate may be off by.
+MAX_CONDITION = 1e8
+SLACK = 1.1
+
+exponents = st.floats(-3, 3)
+anything = settings(deadline=None)
+
+
+def tensors(problem: Problem) -> tuple[Preservation, torch.Tensor, torch.Tensor]:
+    preservation = Preservation.from_second_moment(torch.from_numpy(problem.moment))
+    return preservation, torch.from_numpy(problem.keys), torch.from_numpy(problem.residuals)
+
+
+def delta(update: Update) -> Array:
+    return update.dense().numpy()
+
+
+def comparable_lambda(problem: Problem, exponent: float) -> float:
+    """A weight of C that neither side of MEMIT's objective drowns in, times 10 to this exponent."""
+    return float(10**exponent * np.mean(np.diag(problem.gram())))
+
+
+def well_conditioned(n: int, d: int = 10) -> Problem:
+    return problem(np.random.default_rng(n), d, n)
+
+
+class TestDefinitions:
+    @pytest.mark.parametrize("n", range(1, 21))
+    def test_memit_is_its_definition(self, n: int) -> None:
+        case = well_conditioned(n)
+        for lambda_ in (0.1, 1.0, 15000.0):
+            assert relative_error(delta(memit(*tensors(case), lambda_)), closed_forms.memit(case, lambda_)) < CLOSE
+
+    @pytest.mark.parametrize("n", range(1, 11))
+    def test_emmet_is_its_definition(self, n: int) -> None:
+        case = well_conditioned(n)
+        assert relative_error(delta(emmet(*tensors(case))), closed_forms.emmet(case)) < CLOSE
+
+    def test_rome_is_its_definition(self) -> None:
+        case = well_conditioned(1)
+        assert relative_error(delta(rome(*tensors(case))), closed_forms.rome(case)) < CLOSE
+
+    @anything
+    @given(case=problems(), exponent=exponents)
+    def test_memit_on_any_problem(self, case: Problem, exponent: float) -> None:
+        lambda_ = comparable_lambda(case, exponent)
+        system = lambda_ * case.moment + case.keys.T @ case.keys
+        error = relative_error(delta(memit(*tensors(case), lambda_)), closed_forms.memit(case, lambda_))
+        assert error < max(tolerance(system), tolerance(case.moment))
+
+    @anything
+    @given(case=problems(max_keys_per_dimension=1))
+    def test_emmet_on_any_problem(self, case: Problem) -> None:
+        error = relative_error(delta(emmet(*tensors(case))), closed_forms.emmet(case))
+        assert error < tolerance(case.moment, case.gram())
+
+
+class TestIdentities:
+    @anything
+    @given(case=problems(), exponent=exponents)
+    def test_memit_is_emmet_with_a_ridge(self, case: Problem, exponent: float) -> None:
+        ridge = comparable_lambda(case, exponent)
+        update = emmet(*tensors(case), ridge=ridge)
+        assert np.array_equal(delta(update), delta(memit(*tensors(case), ridge)))
+        assert update.diagnostics.ridge == ridge
+
+    @anything
+    @given(case=problems(max_keys_per_dimension=1))
+    def test_emmet_of_one_edit_is_rome(self, case: Problem) -> None:
+        one = Problem(case.moment, case.keys[:1], case.residuals[:1])
+        update = delta(emmet(*tensors(one)))
+        assert np.array_equal(update, delta(rome(*tensors(one))))
+        assert relative_error(update, closed_forms.rome(one)) < tolerance(case.moment)
+
+    @anything
+    @given(case=problems(), exponent=exponents, weight=st.floats(1e-3, 1e5))
+    def test_the_published_program_is_memit(self, case: Problem, exponent: float, weight: float) -> None:
+        epsilon = comparable_lambda(case, exponent) / weight
+        published = closed_forms.published_emmet(case, weight, epsilon)
+        system = case.gram() + weight * epsilon * np.eye(len(case.keys))
+        error = relative_error(delta(memit(*tensors(case), weight * epsilon)), published)
+        assert error < tolerance(case.moment, system)
+
+    @anything
+    @given(case=problems(max_keys_per_dimension=1), scale=st.floats(-6, 6))
+    def test_the_scale_of_the_moment_cancels(self, case: Problem, scale: float) -> None:
+        scaled = Problem(10**scale * case.moment, case.keys, case.residuals)
+        error = relative_error(delta(emmet(*tensors(scaled))), delta(emmet(*tensors(case))))
+        assert error < tolerance(case.moment, case.gram())
+
+
+class TestConstraint:
+    """Without a ridge every key gets its residual, or the keys that stand in the way are named."""
+
+    @anything
+    @given(case=problems(max_keys_per_dimension=1) | problems(max_keys_per_dimension=1, isotropic=True))
+    @example(problem(np.random.default_rng(0), 15, 15, condition=1e9, isotropic=True))
+    def test_holds(self, case: Problem) -> None:
+        try:
+            update = emmet(*tensors(case))
+        except DependentKeysError:
+            assert condition(case.gram()) > 1e11
+            return
+        assert relative_error(delta(update) @ case.keys.T, case.residuals.T) < 1e-6
+        assert update.diagnostics.constraint_residual < 1e-10
+
+    @anything
+    @given(
+        case=problems(max_keys_per_dimension=1).filter(lambda case: len(case.keys) > 2),
+        distance=st.sampled_from([0, 1e-12, 1e-11, 1e-10, 1e-9]),
+        length=st.sampled_from([1.0, -1.0, 1e-6, 3e4]),
+    )
+    def test_names_keys_that_coincide(self, case: Problem, distance: float, length: float) -> None:
+        case.keys[-1] = length * (case.keys[0] + distance * case.keys[-1])
+        with pytest.raises(DependentKeysError) as caught:
+            emmet(*tensors(case))
+        assert caught.value.groups == [[0, len(case.keys) - 1]]
+        assert f"{{0, {len(case.keys) - 1}}}" in str(caught.value)
+
+    @anything
+    @given(
+        case=problems(max_keys_per_dimension=1).filter(lambda case: len(case.keys) > 3),
+        distance=st.sampled_from([0, 1e-12, 1e-10, 1e-9]),
+        coefficient=st.floats(0.1, 10),
+    )
+    def test_names_keys_that_depend_without_coinciding(
+        self, case: Problem, distance: float, coefficient: float
+    ) -> None:
+        case.keys[-1] = case.keys[0] - coefficient * case.keys[1] + distance * case.keys[-1]
+        with pytest.raises(DependentKeysError) as caught:
+            emmet(*tensors(case))
+        assert caught.value.groups == [[0, 1, len(case.keys) - 1]]
+
+    def test_names_each_dependency_of_several(self) -> None:
+        case = well_conditioned(8)
+        case.keys[6] = case.keys[0] + case.keys[1]
+        case.keys[7] = case.keys[2] - case.keys[3]
+        with pytest.raises(DependentKeysError) as caught:
+            emmet(*tensors(case))
+        assert caught.value.groups == [[0, 1, 6], [2, 3, 7]]
+
+    def test_names_a_key_that_is_zero(self) -> None:
+        case = well_conditioned(5)
+        case.keys[3] = 0
+        with pytest.raises(DependentKeysError) as caught:
+            emmet(*tensors(case))
+        assert caught.value.groups == [[3]]
+
+    def test_cannot_hold_for_more_keys_than_dimensions(self) -> None:
+        with pytest.raises(DependentKeysError) as caught:
+            emmet(*tensors(well_conditioned(11)))
+        assert caught.value.groups == [list(range(11))]
+        assert "11 edits in 10 dimensions" in str(caught.value)
+
+
+class TestAutomaticRidge:
+    @anything
+    @given(case=problems(max_keys_per_dimension=1) | problems(isotropic=True))
+    def test_bounds_the_condition_number_and_no_more(self, case: Problem) -> None:
+        update = emmet(*tensors(case), ridge="auto")
+        ridge, gram = update.diagnostics.ridge, case.gram()
+        if ridge == 0:
+            assert condition(gram) < SLACK * MAX_CONDITION
+            return
+        unit = np.eye(len(gram))
+        assert np.linalg.cond(gram + ridge * unit) < SLACK * MAX_CONDITION
+        assert np.linalg.cond(gram + 0.4 * ridge * unit) > MAX_CONDITION
+
+    @pytest.mark.parametrize("n", [1, 5, 9])
+    def test_is_zero_where_none_is_needed(self, n: int) -> None:
+        case = well_conditioned(n)
+        update = emmet(*tensors(case), ridge="auto")
+        assert update.diagnostics.ridge == 0
+        assert np.array_equal(delta(update), delta(emmet(*tensors(case))))
+
+    @pytest.mark.parametrize("distance", [0, 1e-12, 1e-9])
+    def test_solves_keys_that_coincide(self, distance: float) -> None:
+        case = well_conditioned(6)
+        case.keys[5] = case.keys[2] + distance * case.keys[5]
+        case.residuals[5] = case.residuals[2]
+        update = emmet(*tensors(case), ridge="auto")
+        assert 0 < update.diagnostics.ridge < 1e-6
+        assert relative_error(delta(update) @ case.keys.T, case.residuals.T) < 1e-5
+
+
+class TestDiagnostics:
+    @anything
+    @given(case=problems(), exponent=exponents)
+    def test_are_what_they_say(self, case: Problem, exponent: float) -> None:
+        update = solve(*tensors(case), ridge=comparable_lambda(case, exponent))
+        found, change = update.diagnostics, delta(update)
+        residual = relative_error(change @ case.keys.T, case.residuals.T)
+        assert found.constraint_residual == pytest.approx(residual, abs=1e-9)
+        assert found.preservation_cost == pytest.approx(np.trace(change @ case.moment @ change.T), rel=1e-6)
+        assert found.seconds_whiten >= 0
+        assert found.seconds_system >= 0
+        assert found.to_dict() == {name: getattr(found, name) for name in found.to_dict()}
+
+    @anything
+    @given(case=problems(max_keys_per_dimension=1))
+    def test_condition_is_that_of_the_scaled_system(self, case: Problem) -> None:
+        gram = case.gram()
+        found = emmet(*tensors(case)).diagnostics.condition
+        assert found == pytest.approx(condition(gram), rel=0.05 + tolerance(case.moment, gram))
+
+
+class TestInput:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_computes_in_float64_whatever_comes_in(self, dtype: torch.dtype) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(5))
+        keys, residuals = keys.to(dtype), residuals.to(dtype)
+        update = solve(preservation, keys, residuals).dense()
+        assert update.dtype == torch.float64
+        assert torch.equal(update, solve(preservation, keys.double(), residuals.double()).dense())
+
+    def test_takes_one_edit_without_a_row_dimension(self) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(1))
+        expected = solve(preservation, keys, residuals).dense()
+        assert torch.equal(solve(preservation, keys[0], residuals[0]).dense(), expected)
+
+    def test_takes_tensors_that_need_gradients(self) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(1))
+        update = solve(preservation, keys.requires_grad_(), residuals.requires_grad_())
+        assert not update.left.requires_grad
+        assert not update.right.requires_grad
+
+    def test_changes_none_of_its_arguments(self) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(8))
+        before = [tensor.clone() for tensor in (preservation.factor, keys, residuals)]
+        solve(preservation, keys, residuals)
+        after = (preservation.factor, keys, residuals)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    @pytest.mark.parametrize(
+        ("call", "error", "text"),
+        [
+            (lambda p, k, r: solve(p, k[:, :9], r), ShapeError, "expected keys [..., 10], got [3, 9]"),
+            (lambda p, k, r: solve(p, k, r[:2]), ShapeError, "as many residuals as keys, got 2 and 3"),
+            (lambda p, k, r: solve(p, k[:0], r[:0]), ShapeError, "n > 0"),
+            (lambda p, k, r: solve(p, k.long(), r), ShapeError, "float64, got Long"),
+            (lambda p, k, r: rome(p, k, r), ShapeError, "one key for ROME, got 3"),
+            (lambda p, k, r: solve(p, k * torch.nan, r), NonFiniteError, "finite keys, got NaN in row 0"),
+            (lambda p, k, r: solve(p, k, r / 0), NonFiniteError, "finite residuals, got Inf in row 0"),
+            (lambda p, k, r: solve(p, k, r, ridge=-1), EmmetError, "ridge >= 0, got -1"),
+            (lambda p, k, r: solve(p, k, r, ridge=float("nan")), EmmetError, "ridge >= 0, got nan"),
+            (lambda p, k, r: solve(p, k, r, ridge="none"), EmmetError, 'a number >= 0 or "auto", got "none"'),
+            (lambda p, k, r: memit(p, k, r, 0), EmmetError, "lambda > 0 for MEMIT, got 0"),
+            (lambda p, k, r: solve(p, k[[0, 0, 1]], r, ridge=1e-20), EmmetError, "use a larger ridge"),
+        ],
+    )
+    def test_says_in_one_line_what_is_wrong(
+        self, call: Callable[..., Update], error: type[EmmetError], text: str
+    ) -> None:
+        with pytest.raises(error, match=re.escape(text)) as caught:
+            call(*tensors(well_conditioned(3)))
+        assert type(caught.value) is error
+        assert isinstance(caught.value, ValueError)
+        assert "\n" not in str(caught.value)
+
+
+class TestThreads:
+    def test_same_input_gives_the_same_bytes(self) -> None:
+        case = tensors(problem(np.random.default_rng(0), 200, 120, d_out=50))
+        first = solve(*case).dense()
+        assert all(torch.equal(solve(*case).dense(), first) for _ in range(3))
+
+    def test_calls_at_once_give_what_calls_alone_give(self) -> None:
+        cases = [tensors(problem(np.random.default_rng(n), 150, n, d_out=40)) for n in (10, 80, 150)]
+        alone = [solve(*case).dense() for case in cases]
+        found: list[list[torch.Tensor]] = [[] for _ in cases]
+
+        def work(index: int) -> None:
+            for _ in range(5):
+                found[index].append(solve(*cases[index]).dense())
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for expected, results in zip(alone, found, strict=True):
+            assert len(results) == 5
+            assert all(torch.equal(result, expected) for result in results)
+
+    def test_other_python_threads_run_meanwhile(self) -> None:
+        d = 1000
+        preservation = Preservation.from_second_moment(torch.eye(d, dtype=torch.float64))
+        keys = torch.eye(d, dtype=torch.float64)
+        span: list[float] = []
+
+        def work() -> None:
+            span.append(time.perf_counter())
+            solve(preservation, keys, keys)
+            span.append(time.perf_counter())
+
+        thread = threading.Thread(target=work)
+        ticks = []
+        thread.start()
+        while thread.is_alive():
+            ticks.append(time.perf_counter())
+            time.sleep(1e-3)
+        start, end = span
+        quarter = (end - start) / 4
+        assert any(start + quarter < tick < end - quarter for tick in ticks)

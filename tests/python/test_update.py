@@ -1,0 +1,225 @@
+"""Updates against float64 NumPy: their two forms, their application to weights of every dtype, their files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from closed_forms import relative_error
+from emmet import EmmetError, FormatError, NonFiniteError, Preservation, ShapeError, Update, solve
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+FORMS = ["low rank", "dense"]
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def update_of(form: str, rows: int = 6, columns: int = 10) -> Update:
+    if form == "dense":
+        return Update.from_dense(numbers(rows, columns))
+    return Update.from_factors(numbers(rows, 2), numbers(2, columns, seed=1))
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+class TestForms:
+    @settings(deadline=None)
+    @given(rows=st.integers(1, 12), columns=st.integers(1, 12), rank=st.integers(1, 12))
+    def test_keeps_the_smaller_one(self, rows: int, columns: int, rank: int) -> None:
+        left, right = numbers(rows, rank), numbers(rank, columns, seed=1)
+        update = Update.from_factors(left, right)
+        assert update.is_low_rank == (rank * (rows + columns) < rows * columns)
+        assert update.shape == (rows, columns)
+        assert update.rank == (rank if update.is_low_rank else min(rows, columns))
+        product = left.numpy() @ right.numpy()
+        assert relative_error(update.dense().numpy(), product) < 1e-13
+
+    def test_factors_are_those_given(self) -> None:
+        update = update_of("low rank")
+        assert torch.equal(update.left, numbers(6, 2))
+        assert torch.equal(update.right, numbers(2, 10, seed=1))
+
+    def test_dense_has_no_factors(self) -> None:
+        update = update_of("dense")
+        assert torch.equal(update.dense(), numbers(6, 10))
+        for name in ("left", "right"):
+            with pytest.raises(EmmetError, match=r"got a dense one; use dense\(\)"):
+                getattr(update, name)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_dense_is_the_callers_own(self, form: str) -> None:
+        update = update_of(form)
+        before = update.dense()
+        update.dense().zero_()
+        assert torch.equal(update.dense(), before)
+
+    def test_is_float64_and_has_no_graph(self) -> None:
+        left, right = numbers(6, 2).float().requires_grad_(), numbers(2, 10).requires_grad_()
+        update = Update.from_factors(left, right)
+        for tensor in (update.left, update.right, update.dense(), Update.from_dense(right).dense()):
+            assert tensor.dtype == torch.float64
+            assert not tensor.requires_grad
+
+
+class TestApply:
+    @settings(deadline=None)
+    @given(
+        form=st.sampled_from(FORMS),
+        dtype=st.sampled_from(DTYPES),
+        transposed=st.booleans(),
+        shape=st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.just((1030, 7)),
+        scale=st.sampled_from([1e-3, 1.0, 100.0]),
+        contiguous=st.booleans(),
+    )
+    def test_adds_in_float64_and_rounds_at_the_end(
+        self,
+        form: str,
+        dtype: torch.dtype,
+        transposed: bool,
+        shape: tuple[int, int],
+        scale: float,
+        contiguous: bool,
+    ) -> None:
+        update = update_of(form, *shape)
+        values = (scale * numbers(*shape, seed=2)).to(dtype)
+        storage = torch.ones(2 * shape[0], 3 * shape[1], dtype=dtype)
+        target = values.clone() if contiguous else storage[::2, ::3].copy_(values)
+        weight = target.T.contiguous().T if transposed and contiguous else target
+        update.apply_(weight.T if transposed else weight, transposed=transposed)
+
+        total = values.double().numpy() + update.dense().numpy()
+        expected = torch.from_numpy(total).to(dtype)
+        if dtype == torch.float64:  # a product of factors and a sum may be rounded in another order
+            assert np.abs(weight.numpy() - total).max() < 1e-14 * max(1, np.abs(total).max())
+        else:
+            assert torch.equal(weight, expected)
+        assert (storage[1::2] == 1).all()
+        assert (storage[:, 1::3] == 1).all()
+
+    def test_adds_to_linear_and_conv1d_alike(self) -> None:
+        conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(6, 10)  # y = x · weight, as in GPT-2
+        linear = torch.nn.Linear(10, 6)
+        with torch.no_grad():
+            linear.weight.copy_(conv1d.weight.T)
+            linear.bias.copy_(conv1d.bias)
+        update, x = update_of("low rank"), torch.randn(3, 10)
+        before = linear(x)
+        update.apply_(linear.weight)
+        update.apply_(conv1d.weight, transposed=True)
+        assert torch.equal(conv1d.weight.T, linear.weight)
+        change = x.double() @ update.dense().T
+        assert torch.allclose(linear(x) - before, change.float(), atol=1e-5)
+        assert torch.allclose(conv1d(x) - before, change.float(), atol=1e-5)
+
+    def test_keeps_a_parameter_a_leaf_that_learns(self) -> None:
+        weight = torch.nn.Parameter(torch.zeros(6, 10))
+        update_of("dense").apply_(weight)
+        assert torch.equal(weight.data, numbers(6, 10).float())
+        assert weight.is_leaf
+        weight.sum().backward()
+        assert weight.grad is not None
+
+    def test_makes_a_key_give_its_residual(self) -> None:
+        preservation = Preservation.from_second_moment(torch.eye(10, dtype=torch.float64))
+        keys, residuals, weight = numbers(3, 10), numbers(3, 6, seed=1), numbers(6, 10, seed=2)
+        before = keys @ weight.T
+        solve(preservation, keys, residuals).apply_(weight)
+        assert torch.allclose(keys @ weight.T, before + residuals, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_leaves_a_weight_that_is_not_finite_as_it_is(self, form: str, dtype: torch.dtype, bad: float) -> None:
+        weight = numbers(600, 10, seed=2).to(dtype)
+        weight[-1, -1] = bad
+        before = bits(weight)
+        with pytest.raises(NonFiniteError, match="finite weight after the update"):
+            update_of(form, 600, 10).apply_(weight)
+        assert bits(weight) == before
+
+    def test_leaves_a_weight_that_would_overflow_as_it_is(self) -> None:
+        weight = torch.full((6, 10), 60000, dtype=torch.float16)
+        before = bits(weight)
+        with pytest.raises(NonFiniteError):
+            Update.from_dense(torch.full((6, 10), 1e4)).apply_(weight)
+        assert bits(weight) == before
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (60,), (1, 6, 10), ()])
+    def test_refuses_a_weight_of_another_shape(self, shape: tuple[int, ...], transposed: bool) -> None:
+        weight = torch.ones(shape)
+        with pytest.raises(ShapeError, match=r"d_out 6 and d_in 10, got \[.*check the layer and `transposed`"):
+            update_of("dense").apply_(weight, transposed=transposed)
+        assert (weight == 1).all()
+
+    def test_refuses_the_other_orientation(self) -> None:
+        with pytest.raises(ShapeError, match="transposed"):
+            update_of("dense").apply_(torch.zeros(10, 6))
+        with pytest.raises(ShapeError, match="transposed"):
+            update_of("dense").apply_(torch.zeros(6, 10), transposed=True)
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("call", "error", "text"),
+        [
+            (lambda: Update.from_factors(torch.ones(6, 2), torch.ones(3, 9)), ShapeError, "got [6, 2] and [3, 9]"),
+            (lambda: Update.from_factors(torch.ones(6), torch.ones(1, 9)), ShapeError, "left with two dimensions"),
+            (lambda: Update.from_factors(torch.ones(6, 1), torch.ones(9)), ShapeError, "right with two dimensions"),
+            (lambda: Update.from_factors(torch.ones(6, 1), torch.ones(1, 9).int()), ShapeError, "got Int"),
+            (lambda: Update.from_factors(torch.ones(2, 1) / 0, torch.ones(1, 2)), NonFiniteError, "finite left"),
+            (lambda: Update.from_dense(torch.ones(6)), ShapeError, "dense with two dimensions"),
+            (lambda: Update.from_dense(torch.ones(2, 2) * torch.nan), NonFiniteError, "finite dense, got NaN in row 0"),
+            (lambda: update_of("dense").apply_(torch.ones(6, 10).int()), ShapeError, "weight of float16"),
+            (lambda: update_of("dense").save("/nowhere/update"), EmmetError, "/nowhere/update"),
+            (lambda: Update.load("/nowhere/update"), EmmetError, "/nowhere/update"),
+        ],
+    )
+    def test_says_in_one_line_what_is_wrong(
+        self, call: Callable[[], object], error: type[EmmetError], text: str
+    ) -> None:
+        with pytest.raises(error, match=re.escape(text)) as caught:
+            call()
+        assert type(caught.value) is error
+        assert isinstance(caught.value, ValueError)
+        assert "\n" not in str(caught.value)
+
+
+class TestFile:
+    @pytest.mark.parametrize("edits", [2, 12])  # low rank and dense
+    def test_is_read_back_to_the_bit(self, tmp_path: Path, edits: int) -> None:
+        preservation = Preservation.from_second_moment(torch.eye(10, dtype=torch.float64))
+        saved = solve(preservation, numbers(edits, 10), numbers(edits, 6, seed=1), ridge=1 / 3)
+        assert saved.is_low_rank == (edits == 2)
+        saved.save(tmp_path / "update")
+        loaded = Update.load(tmp_path / "update")
+        assert loaded.is_low_rank == saved.is_low_rank
+        assert torch.equal(loaded.dense(), saved.dense())
+        assert loaded.diagnostics.to_dict() == saved.diagnostics.to_dict()
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_cut_short_is_refused(self, tmp_path: Path, form: str) -> None:
+        path = tmp_path / "update"
+        update_of(form).save(path)
+        content = path.read_bytes()
+        for length in (0, 7, 40, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:length])
+            with pytest.raises(FormatError, match=str(path)):
+                Update.load(path)
+
+    def test_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "metric"
+        Preservation.from_second_moment(torch.eye(4)).save(path)
+        with pytest.raises(FormatError, match=r"of format emmet\.update\.1, got emmet\.preservation\.1"):
+            Update.load(path)
