@@ -19,6 +19,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <iostream>
@@ -66,7 +67,7 @@ struct ScratchFolder {
 struct Stage {
   ~Stage() {
     const std::chrono::duration<double, std::milli> elapsed = Clock::now() - start;
-    std::cout << name << ": " << elapsed.count() << " ms\n";
+    std::printf("%-14s %9.3f ms\n", name, elapsed.count());
   }
   const char* name;
   Clock::time_point start = Clock::now();
@@ -143,8 +144,8 @@ int hot_edit(const Files& files) {
   inference.go_on();
   inference.stop();
 
-  std::cout << "passes of inference: " << inference.unedited() << " without the edit, " << inference.edited()
-            << " with it, " << inference.torn() << " torn\n";
+  std::printf("passes of inference: %ld without the edit, %ld with it, %ld torn\n", inference.unedited(),
+              inference.edited(), inference.torn());
   return inference.torn() == 0 && inference.edited() > 0 ? 0 : 1;
 }
 

@@ -18,9 +18,9 @@ def main() -> int:
         sys.stdout.write(f"{cmake_prefix()}\n")
         return 0
 
-    from . import cli
+    from .cli import main as run_command
 
-    return cli.main()
+    return run_command()
 
 
 if __name__ == "__main__":

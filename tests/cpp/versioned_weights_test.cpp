@@ -78,14 +78,17 @@ TEST(VersionedWeights, EveryProductBelongsToOneVersionWhileEditsAreMadeAndUndone
 }
 
 TEST(VersionedWeights, WritersLoseNoUpdate) {
+  constexpr int kEdits = 200;
   VersionedWeights served({{"weight", zeros()}});
+  std::atomic<int> ready{0};
   const auto write = [&] {
-    for (int edit = 0; edit < 50; ++edit) served.apply({{"weight", increment()}});
+    for (++ready; ready < 2;) std::this_thread::yield();
+    for (int edit = 0; edit < kEdits; ++edit) served.apply({{"weight", increment()}});
   };
   std::thread other(write);
   write();
   other.join();
-  EXPECT_EQ(versions_of(*served.snapshot()), std::set<double>{100});
+  EXPECT_EQ(versions_of(*served.snapshot()), std::set<double>{2 * kEdits});
 }
 
 TEST(VersionedWeights, AddsUpdatesAsApplyDoes) {

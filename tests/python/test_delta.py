@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from test_editor import CONFIG, EDITS, TEXT
-from tiny import tiny_model, tiny_tokenizer
 
 import emmet
 from emmet import Editor, FormatError, ModelError
 from emmet.delta import Delta
 from emmet.output import MANIFEST
+from test_editor import CONFIG, EDITS, TEXT
+from tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

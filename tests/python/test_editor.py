@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 import emmet
 from emmet import DependentKeysError, Edit, EditConfig, EditError, Editor, EmmetError, NonFiniteError
 from emmet.errors import ConfigError
 from emmet.forward import Site, last_token_states
 from emmet.keys import in_contexts
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PREFIXES = ("It is said that. ", "We know it. ")
 EDITS = [
@@ -161,12 +161,12 @@ def test_edits_are_undone_in_reverse_order(corpus):
         first.undo()
 
 
-class Failure(Exception):
+class SomeError(Exception):
     pass
 
 
 @pytest.mark.parametrize("method", ["emmet", "memit", "rome"])
-@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [SomeError, KeyboardInterrupt])
 def test_an_exception_at_any_stage_leaves_the_model_as_it_was(corpus, monkeypatch, method, error):
     config = replace(CONFIG, method=method, layers=[1, 2])
     editor = make_editor(corpus, config=config)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published import token_of
-from tiny import tiny_model, tiny_tokenizer
 
 from emmet import Edit
 from emmet.architectures import discover
 from emmet.keys import in_contexts, subject_keys
+from published import token_of
+from tiny import tiny_model, tiny_tokenizer
 
 EDITS = [Edit("{} plays the", "Miles Davis", "piano"), Edit("The twin city of {} is", "Lyon", "Manila")]
 

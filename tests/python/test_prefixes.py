@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import torch
-from tiny import tiny_model, tiny_tokenizer
 
 from emmet.prefixes import sample_prefixes
+from tiny import tiny_model, tiny_tokenizer
 
 
 def test_prefixes_are_set_by_the_seed_and_leave_the_global_one_alone():

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from published import published_values
-from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 from emmet import Edit, EditConfig, NonFiniteError
 from emmet.architectures import discover
@@ -15,6 +13,8 @@ from emmet.keys import in_contexts
 from emmet.loading import load
 from emmet.suffixes import Injection
 from emmet.values import Values, optimise_values
+from published import published_values
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PREFIXES = ("The first of them. ", "Because it was there, we went on. ")
 EDITS = [

@@ -9,12 +9,12 @@ import gguf
 import numpy as np
 import pytest
 from random_delta import delta_of, random_delta, random_update
-from tiny import D_MLP, D_MODEL, tiny_model
 
 from emmet import ModelError
 from emmet.delta import LayerDelta
 from emmet.export import save_gguf
 from emmet.output import MANIFEST
+from tiny import D_MLP, D_MODEL, tiny_model
 
 
 def write_base(path, layers=4, d_in=D_MLP, d_out=D_MODEL, architecture="llama"):

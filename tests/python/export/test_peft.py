@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 from random_delta import delta_of, random_delta, random_update
 from safetensors.torch import load_file
-from tiny import FAMILIES, tiny_model
 
 from emmet import EmmetError
 from emmet.delta import LayerDelta
 from emmet.export import save_peft
 from emmet.export.peft import padded_rank
 from emmet.output import MANIFEST
+from tiny import FAMILIES, tiny_model
 
 VOCABULARY = 100
 TOKENS = torch.arange(5, 65).reshape(3, 20)
