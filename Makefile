@@ -18,7 +18,7 @@ BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildc
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build model demo test test-cpp test-python test-packaging lint format types bench clean
+.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-llama lint format types bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,11 +32,17 @@ demo: build model ## Edit facts in a small real model
 
 test: test-cpp test-python ## Run the C++ and the Python tests
 
-test-cpp: build ## Run the C++ tests
+test-cpp: build ## Run the C++ tests and examples
 	tests/cpp/get_gtest.sh build/gtest
-	cmake -DEMMET_TESTS=ON -DGTest_ROOT=$(abspath build/gtest) $(BUILD) >/dev/null
+	cmake -DEMMET_TESTS=ON -DEMMET_EXAMPLES=ON -DGTest_ROOT=$(abspath build/gtest) $(BUILD) >/dev/null
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure
+
+test-tsan: venv ## Run the C++ tests and examples with ThreadSanitizer
+	tests/cpp/get_gtest.sh build/gtest
+	cmake --preset tsan -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DGTest_ROOT=$(abspath build/gtest) >/dev/null
+	cmake --build --preset tsan
+	ctest --preset tsan
 
 test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
 	-$(MAKE) model
@@ -44,6 +50,9 @@ test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real 
 
 test-packaging: $(DONE)/dev ## Build a wheel, look into it, and build a C++ program that uses it
 	$(BIN)/pytest -m packaging tests/packaging
+
+test-llama: $(DONE)/llama model ## Build llama.cpp (minutes), and run it with an exported adapter
+	EMMET_SMOLLM2="$$(ls $(MODELS)/*.gguf)" $(BIN)/pytest tests/llama
 
 lint: $(DONE)/dev ## Check style
 	$(BIN)/ruff check .
@@ -78,6 +87,10 @@ $(DONE)/build: $(DONE)/venv $(BUILD_FILES)
 
 $(DONE)/dev: $(DONE)/build
 	$(BIN)/pip install --quiet 'emmet-edit[datasets,dev]'
+	@touch $@
+
+$(DONE)/llama: $(DONE)/dev
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/pip install --quiet 'llama-cpp-python>=0.3'
 	@touch $@
 
 $(DONE)/model: $(DONE)/venv examples/small_model.py

@@ -103,7 +103,7 @@ class Inference {
   int64_t torn() const { return torn_; }
 
  private:
-  /// What a model does where it had its own weight: it takes one snapshot a request.
+  /// Stands for the forward pass of a model, which takes one snapshot for all of a request.
   at::Tensor layer(const at::Tensor& input) const {
     const auto weights = served_.snapshot();
     const auto& weight = weights->at(weight_);
@@ -111,12 +111,12 @@ class Inference {
   }
 
   void count(const at::Tensor& output) {
-    // Half a correction would be about as far from one as from the other.
+    // Rounding is far below a tenth of the correction, and a torn weight makes a good part of it only.
     const double difference = (after_ - before_).norm().item<double>();
-    const auto is = [&](const at::Tensor& expected) {
+    const auto equals = [&](const at::Tensor& expected) {
       return (output - expected).norm().item<double>() < 0.1 * difference;
     };
-    ++(is(before_) ? unedited_ : is(after_) ? edited_ : torn_);
+    ++(equals(before_) ? unedited_ : equals(after_) ? edited_ : torn_);
   }
   int64_t passes() const { return unedited_ + edited_ + torn_; }
 

@@ -18,7 +18,7 @@
 namespace emmet {
 namespace {
 
-// Beyond this the scaled system is singular to working precision: no constraint would hold to 1e-6.
+// Beyond this the scaled system is singular to working precision.
 constexpr double kLargestCondition = 1e12;
 constexpr double kConstraintTolerance = 1e-6;
 // Refinement ends here, or when it no longer gains.

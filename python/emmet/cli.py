@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .config import EditConfig, ResolvedConfig, parse_layers
-from .edits import check_consistent, read_edits, read_records
+from .edits import Edit, check_consistent, read_edits, read_records
 from .errors import ConfigError, EmmetError
 from .progress import Progress, silent
 
@@ -23,11 +23,14 @@ if TYPE_CHECKING:  # transformers takes seconds to import, so each command does 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .architectures import Architecture
+    from .delta import Delta
     from .editor import EditHandle
     from .statistics import Statistics
 
 Row = tuple[str, str]  # of the results: what it is about, and what there is to say
 
+_EXPORTS = ("peft", "gguf", "model")
+_EXPORTS_HELP = "a LoRA adapter for PEFT and vLLM, or for llama.cpp; or the whole edited model with its tokenizer"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _LARGEST_SEED = 2**32 - 1
 
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_stats(commands)
     _add_edit(commands)
+    _add_export(commands)
     _add_eval(commands)
     _add_info(commands)
     return parser
@@ -91,6 +95,7 @@ examples:
 
 The same command goes on where it was interrupted. Layers that are already there are kept.""",
     )
+    _add_model(parser)
     _add_corpus(parser)
     parser.add_argument("--layers", type=_layers, required=True, help='decoder layers, from 0: "7" or "4-8,10"')
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write one file a layer to")
@@ -117,8 +122,10 @@ examples:
   emmet edit gpt2 edits.jsonl --out delta/                          statistics from sampled text, kept in the cache
   emmet edit gpt2 edits.jsonl --out delta/ --layers 7 --stats stats/
   emmet edit gpt2 edits.jsonl --out model/ --format model           a whole model, for AutoModel.from_pretrained
+  emmet edit gpt2 edits.jsonl --out adapter/ --format peft          a LoRA adapter, for PEFT and vLLM
   emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000""",
     )
+    _add_model(parser)
     _add_records(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
     _add_settings(parser)
     _add_statistics(parser)
@@ -127,12 +134,33 @@ examples:
         type=_whole_number(0, _LARGEST_SEED),
         help="of the context prefixes that the model writes (default: 0)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new, empty or emmet's")
+    _add_output(parser)
     parser.add_argument(
         "--format",
-        choices=("delta", "model"),
+        choices=("delta", *_EXPORTS),
         default="delta",
-        help="what to write: the update alone (default), or the whole edited model with its tokenizer",
+        help=f"the update alone, which `emmet export` turns into the others (default); {_EXPORTS_HELP}",
+    )
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        _export,
+        "export",
+        "write a delta in the form that a serving stack loads",
+        """\
+examples:
+  emmet export delta/ --format peft --out adapter/                      a LoRA adapter, for PEFT and vLLM
+  emmet export delta/ --format gguf --out adapter/ --model base.gguf    a LoRA adapter, for llama.cpp
+  emmet export delta/ --format model --out model/                       a whole model, for AutoModel.from_pretrained""",
+    )
+    parser.add_argument("delta", type=Path, metavar="DELTA", help="folder that `emmet edit` wrote")
+    _add_output(parser)
+    parser.add_argument("--format", choices=_EXPORTS, required=True, help=_EXPORTS_HELP)
+    parser.add_argument(
+        "--model",
+        help="what the delta was made for; for gguf its GGUF file, in any quantisation (default: as the delta says)",
     )
 
 
@@ -148,6 +176,7 @@ examples:
   emmet eval gpt2 counterfact.json --report after/ --delta delta/    with a delta of `emmet edit`
   emmet eval model/ counterfact.json --report after/                 a model of `emmet edit --format model`""",
     )
+    _add_model(parser)
     _add_records(parser, "DATA.jsonl", "records of ours, CounterFact or zsRE")
     parser.add_argument("--delta", type=Path, metavar="DIR", help="edits to apply first, written by `emmet edit`")
     parser.add_argument(
@@ -166,6 +195,7 @@ examples:
   emmet info gpt2
   emmet info gpt2 --method memit --stats stats/""",
     )
+    _add_model(parser)
     _add_settings(parser)
     _add_statistics(parser)
 
@@ -182,11 +212,18 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("model", metavar="MODEL", help="name on the Hugging Face hub, folder, or GGUF file")
     parser.add_argument("--device", default="cpu", help='where to compute, such as "cuda" (default: cpu)')
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: the checkpoint's, float32 for GGUF)")
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="name on the Hugging Face hub, folder, or GGUF file")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new, empty or emmet's")
 
 
 def _add_records(parser: argparse.ArgumentParser, metavar: str, content: str) -> None:
@@ -292,6 +329,7 @@ def _edit(options: argparse.Namespace) -> None:
     check_consistent(edits)
     check_output(options.out)
     _check_apart(options.out, options.model, options.records, options.stats)
+    _check_exportable(options, edits)
     if options.stats is None:
         open_corpus(options.corpus).digest()
     else:
@@ -310,8 +348,29 @@ def _edit(options: argparse.Namespace) -> None:
             if options.format == "model":
                 save_model(model, tokenizer, handle.delta, options.out, progress)
             else:
-                handle.save(options.out)
+                _write_update(options, handle.delta)
     _print_rows(*_edit_rows(handle, editor.config), ("time", str(watch)), ("written", str(options.out)))
+
+
+def _check_exportable(options: argparse.Namespace, edits: Sequence[Edit]) -> None:
+    """Raise EmmetError, before time is spent on edits, if they cannot be written in the format that is asked for."""
+    from .export import gguf, peft
+
+    if options.format == "peft":
+        peft.padded_rank(len(edits))
+    elif options.format == "gguf":
+        gguf.Base.read(options.model)
+
+
+def _write_update(options: argparse.Namespace, delta: Delta) -> None:
+    from .export import save_gguf, save_peft
+
+    if options.format == "peft":
+        save_peft(delta, options.out)
+    elif options.format == "gguf":
+        save_gguf(delta, options.out, options.model)
+    else:
+        delta.save(options.out)
 
 
 def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
@@ -327,6 +386,31 @@ def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
         seconds = sum(solve.seconds_whiten + solve.seconds_system for solve in solves)
         text = f"{delta.module}: ridge {ridge:.3g}, constraint residual {residual:.1e}, condition {condition:.1e}, "
         yield f"layer {layer}", text + f"solved in {seconds:.2g} s"
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .checkpoint import save_model
+    from .delta import Delta
+    from .output import check_output
+
+    delta = Delta.load(options.delta)
+    options.model = options.model or delta.base
+    if options.model is None and options.format != "peft":
+        message = f"{options.delta} does not say what model it was made for: name it with --model"
+        raise ConfigError(message)
+    check_output(options.out)
+    _check_apart(options.out, options.delta, options.model)
+    watch = _Stopwatch()
+    with _progress(options) as progress:
+        if options.format == "model":
+            model, tokenizer = _load(options, watch, progress)
+            delta.apply(model)
+            with watch.stage("write"):
+                save_model(model, tokenizer, delta, options.out, progress)
+        else:
+            with watch.stage("write"):
+                _write_update(options, delta)
+    _print_rows(("edits", str(len(delta.edits))), ("time", str(watch)), ("written", str(options.out)))
 
 
 def _eval(options: argparse.Namespace) -> None:

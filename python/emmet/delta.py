@@ -158,19 +158,31 @@ def _from_manifest(manifest: Any, folder: Path) -> Delta:
         edits=tuple(Edit(**edit) for edit in manifest["edits"]),
         config=EditConfig.from_json(json.dumps(manifest["config"])),
         prefixes=_texts(manifest["prefixes"]),
-        base=manifest["base"],
+        base=None if manifest["base"] is None else _text(manifest["base"]),
         layers={
-            int(layer): LayerDelta(update=Update.load(folder / _file_name(int(layer))), **entry)
+            int(layer): _layer_delta(Update.load(folder / _file_name(int(layer))), **entry)
             for layer, entry in manifest["layers"].items()
         },
         reports=tuple(_report(**report) for report in manifest["reports"]),
     )
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+def _layer_delta(update: Update, *, module: str, transposed: bool, base_digest: str) -> LayerDelta:
+    if not isinstance(transposed, bool):
         raise TypeError
-    return tuple(value)
+    return LayerDelta(_text(module), transposed, _text(base_digest), update)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(map(_text, value))
 
 
 def _report(*, layer: int, edits: Sequence[int], **diagnostics: float) -> LayerReport:

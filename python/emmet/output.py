@@ -44,7 +44,11 @@ def output_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             retired = temporary_name(path)
             path.rename(retired)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                retired.rename(path)
+                raise
             shutil.rmtree(retired)
         else:
             temporary.rename(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -200,7 +201,7 @@ def test_layer_out_of_range(refused: Refused, command: str) -> None:
         ("--ridge", "nan", "the ridge of emmet must be a number of at least 0"),
         ("--limit", "0", "expected a whole number of at least 1, got '0'"),
         ("--seed", "99999999999999999999", "expected a whole number from 0 to 4294967295"),
-        ("--format", "gguf", "invalid choice: 'gguf'"),
+        ("--format", "onnx", "invalid choice: 'onnx'"),
         ("--corpus", "text.txt", "not allowed with argument --stats"),
         ("--device", "gpu", "cannot use the device gpu"),
         ("--dtype", "int8", "invalid choice: 'int8'"),
@@ -409,13 +410,67 @@ def test_damaged_manifest(refused: Refused, manifest: str | bytes | None) -> Non
     assert str(delta) in evaluated(refused, delta)
 
 
-@pytest.mark.parametrize("key", ["edits", "config", "prefixes", "layers", "reports"])
-@pytest.mark.parametrize("value", [None, 1, "text", [1], {"text": 1}])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *itertools.product(["edits", "config", "prefixes", "layers", "reports"], [None, 1, "text", [1], {"text": 1}]),
+        *itertools.product(["base"], [1, ["text"]]),
+    ],
+)
 def test_manifest_with_a_malformed_part(refused: Refused, key: str, value: object) -> None:
     delta = Path(shutil.copytree(refused.folder / "delta", refused.scratch / "delta"))
     manifest = json.loads((delta / "emmet.json").read_text())
     (delta / "emmet.json").write_text(json.dumps({**manifest, key: value}))
     assert str(delta) in evaluated(refused, delta)
+
+
+@pytest.mark.parametrize(("key", "value"), [("module", 1), ("transposed", "no"), ("base_digest", None), ("other", 1)])
+def test_manifest_with_a_malformed_layer(refused: Refused, key: str, value: object) -> None:
+    delta = Path(shutil.copytree(refused.folder / "delta", refused.scratch / "delta"))
+    manifest = json.loads((delta / "emmet.json").read_text())
+    manifest["layers"]["1"][key] = value
+    (delta / "emmet.json").write_text(json.dumps(manifest))
+    assert str(delta) in evaluated(refused, delta)
+
+
+@pytest.mark.parametrize("format_", ["peft", "gguf", "model"])
+def test_export_of_no_delta(refused: Refused, format_: str) -> None:
+    message = refused("export", refused.folder / "model", "--format", format_, "--out", refused.scratch / "out")
+    assert "expected a folder that `emmet edit` wrote" in message
+
+
+def test_export_for_another_model(refused: Refused) -> None:
+    other = save_model(refused.scratch / "other", seed=1)
+    export = ("export", refused.folder / "delta", "--out", refused.scratch / "out", "--model", other)
+    assert "expected the model that the delta was made for" in refused(*export, "--format", "model")
+    assert f"{other} is not the GGUF file of a model: " in refused(*export, "--format", "gguf")
+
+
+def test_export_of_a_delta_that_names_no_model(refused: Refused) -> None:
+    delta = Path(shutil.copytree(refused.folder / "delta", refused.scratch / "delta"))
+    manifest = json.loads((delta / "emmet.json").read_text())
+    (delta / "emmet.json").write_text(json.dumps({**manifest, "base": None}))
+    message = refused("export", delta, "--format", "model", "--out", refused.scratch / "out")
+    assert message == f"{delta} does not say what model it was made for: name it with --model"
+
+
+def test_export_over_the_delta(refused: Refused) -> None:
+    delta = refused.folder / "delta"
+    message = refused("export", delta, "--format", "peft", "--out", delta)
+    assert message == f"the output would replace {delta}, which is read: name another folder than {delta}"
+
+
+def test_edit_for_a_format_that_cannot_hold_it(refused: Refused) -> None:
+    """Refused before the edits are made, which takes long."""
+    edits = write_lines(
+        refused.scratch / "edits.jsonl",
+        [{"prompt": "{} is", "subject": f"Town {number}", "target": "big"} for number in range(513)],
+    )
+    model, out = refused.folder / "model", refused.scratch / "out"
+    message = refused("edit", model, edits, "--out", out, "--format", "peft")
+    assert "expected an update of rank 512 or less" in message
+    message = refused("edit", model, edits, "--out", out, "--format", "gguf")
+    assert f"{model} is not the GGUF file of a model: " in message
 
 
 def test_delta_of_another_model(refused: Refused) -> None:
@@ -438,7 +493,7 @@ def evaluated(refused: Refused, delta: Path, *options: str, model: Path | None =
 # Outputs
 
 
-@pytest.mark.parametrize("format_", ["delta", "model"])
+@pytest.mark.parametrize("format_", ["delta", "model", "peft"])
 def test_output_folder_that_holds_other_files(refused: Refused, format_: str) -> None:
     out = refused.scratch / "thesis"
     out.mkdir()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader, GGUFWriter
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -121,6 +122,46 @@ def test_model_says_what_was_edited(folder: Path, tmp_path: Path, run: Runner) -
     assert manifest["layers"]["2"]["module"] == "model.layers.2.mlp.down_proj"
     with pytest.raises(emmet.FormatError, match=r"expected a delta of format emmet.delta.1, got 'emmet.model.1'"):
         emmet.delta.Delta.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("format_", ["peft", "model"])
+def test_exports_of_a_delta_are_those_of_the_edit(folder: Path, tmp_path: Path, run: Runner, format_: str) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    run(*edit_arguments(folder, "--out", tmp_path / "edit", "--format", format_))
+    printed = run("export", tmp_path / "delta", "--format", format_, "--out", tmp_path / "export")
+
+    assert (printed["edits"], printed["written"]) == ("2", str(tmp_path / "export"))
+    edit, export = (contents(tmp_path / name) for name in ("edit", "export"))
+    tensors = {"peft": "adapter_model.safetensors", "model": "model.safetensors"}[format_]
+    assert edit.keys() == export.keys() > {tensors, "emmet.json"}
+    assert edit[tensors] == export[tensors]
+
+
+def test_adapter_names_the_model_that_it_is_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
+) -> None:
+    monkeypatch.chdir(folder)
+    edit = ("edit", "model", "edits.jsonl", "--stats", "stats", "--layers", "2")
+    run(*edit, "--out", tmp_path / "out", "--format", "peft")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(folder / "model")
+
+
+def test_adapter_for_llama_cpp(folder: Path, tmp_path: Path, run: Runner) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    base = tmp_path / "base.gguf"
+    writer = GGUFWriter(base, "llama")
+    weight = load_file(folder / "model" / "model.safetensors")[WEIGHT].numpy()
+    writer.add_tensor("blk.2.ffn_down.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    run("export", tmp_path / "delta", "--format", "gguf", "--model", base, "--out", tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == {"adapter.gguf", "emmet.json"}
+    tensors = GGUFReader(tmp_path / "out" / "adapter.gguf").tensors
+    assert [tensor.name for tensor in tensors] == [f"blk.2.ffn_down.weight.lora_{side}" for side in "ab"]
 
 
 def test_model_keeps_its_dtype(folder: Path, tmp_path: Path, run: Runner) -> None:
@@ -262,7 +303,7 @@ def test_errors_of_emmet_itself_propagate(folder: Path, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["stats", "edit", "eval", "info"])
+@pytest.mark.parametrize("command", ["stats", "edit", "export", "eval", "info"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -39,7 +39,8 @@ class Base:
             reader = GGUFReader(path)
             architecture = reader.fields[Keys.General.ARCHITECTURE].contents()
         except Exception as error:  # whatever the reader meets in a file that is something else, or damaged
-            message = f"{path} is not the GGUF file of a model: {first_line(error)}; give that of the base model"
+            message = f"{path} is not the GGUF file of a model: {first_line(error)}"
+            message += "; name that of the base model, as by `emmet export --model`"
             raise ModelError(message) from error
         return Base(path, architecture, {tensor.name: tuple(map(int, tensor.shape)) for tensor in reader.tensors})
 

@@ -44,8 +44,9 @@ def factorise(update: Update) -> Factors:
 def _svd(update: Update) -> tuple[Tensor, Tensor, Tensor]:
     """The thin singular value decomposition of Δ; that of low-rank factors never multiplies them out."""
     if not update.is_low_rank:
-        return torch.linalg.svd(update.dense(), full_matrices=False)
-    left, left_core = torch.linalg.qr(update.left)
-    right, right_core = torch.linalg.qr(update.right.T)
-    core_left, values, core_right = torch.linalg.svd(left_core @ right_core.T)
-    return left @ core_left, values, core_right @ right.T
+        left, values, right = torch.linalg.svd(update.dense(), full_matrices=False)
+        return left, values, right
+    left_basis, left_core = torch.linalg.qr(update.left)
+    right_basis, right_core = torch.linalg.qr(update.right.T)
+    left, values, right = torch.linalg.svd(left_core @ right_core.T)
+    return left_basis @ left, values, right @ right_basis.T
