@@ -50,8 +50,8 @@ Update Update::from_factors(at::Tensor left, at::Tensor right, Diagnostics diagn
                               right.sizes(), "; their inner sizes must agree"));
   }
   const int64_t rows = left.size(0), columns = right.size(1), rank = left.size(1);
-  left = left.detach().to(at::kDouble).contiguous();
-  right = right.detach().to(at::kDouble).contiguous();
+  left = left.detach().to(at::kDouble);
+  right = right.detach().to(at::kDouble);
   if (rank * (rows + columns) >= rows * columns) return from_dense(at::matmul(left, right), diagnostics);
   Update update;
   update.left_ = std::move(left);

@@ -88,6 +88,13 @@ TEST(Preservation, TakesTheSmallestJitterThatHelps) {
   EXPECT_EQ(metric.jitter(), 1e-10);
 }
 
+TEST(Preservation, TakesNoRoundingErrorForInformation) {
+  at::Tensor moment = at::ones({2, 2}, at::TensorOptions(at::kDouble));  // two neurons that always agree
+  moment[1][1] += 1e-15;                                                 // which leaves a pivot of 1e-15
+  EXPECT_EQ(Preservation::from_second_moment(moment).jitter(), 1e-10);
+  EXPECT_THROW(Preservation::from_second_moment(moment, 0.0), emmet::NotPositiveDefiniteError);
+}
+
 TEST(Preservation, JitterIsAFractionOfTheMeanDiagonal) {
   const at::Tensor moment = second_moment(20).mul(1e-6);
   const auto metric = Preservation::from_second_moment(moment, 0.25);

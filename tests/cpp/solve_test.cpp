@@ -217,6 +217,17 @@ TEST(Solve, AutomaticRidgeIsZeroWhereNoneIsNeeded) {
   EXPECT_TRUE(automatic.dense().equal(emmet::solve(metric(), keys, residuals, 0.0).dense()));
 }
 
+TEST(Solve, AutomaticRidgeIsNoMoreThanIsMissing) {
+  const double cosine = 1 - 1e-6;  // the eigenvalues are 1 ± cosine, twice as far apart as is allowed
+  at::Tensor keys = at::zeros({2, kIn}, at::TensorOptions(at::kDouble));
+  keys[0][0] = 1;
+  keys[1][0] = cosine;
+  keys[1][1] = std::sqrt(1 - cosine * cosine);
+  const auto plain = Preservation::from_second_moment(identity(kIn));
+  const double ridge = emmet::solve(plain, keys, random({2, kOut}, 3), Ridge::automatic(1e6)).diagnostics().ridge;
+  EXPECT_NEAR((1 + cosine + ridge) / (1 - cosine + ridge), 1e6, 1e3);
+}
+
 TEST(Solve, LengthsOfKeysAloneNeedNoRidge) {
   at::Tensor keys = random({3, kIn}, 2);
   keys[1].mul_(1e6);

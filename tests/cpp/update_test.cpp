@@ -163,7 +163,7 @@ using UpdateFile = TemporaryFolder;
 
 TEST_F(UpdateFile, IsReadBackToTheBit) {
   const emmet::Diagnostics diagnostics{1e8 / 3, 1.0 / 7, 5e-324, std::numeric_limits<double>::max(), 0.1, 0.0};
-  const at::Tensor left = random({2, 6}, 1).t(), right = random({2, 10}, 2);
+  const at::Tensor left = random({20, 60}, 1).t(), right = random({20, 100}, 2);  // as solve() makes them
   for (const Update& saved :
        {Update::from_factors(left, right, diagnostics), Update::from_dense(random({6, 10}, 3), diagnostics)}) {
     saved.save(path("update"));

@@ -113,6 +113,12 @@ class TestJitter:
         # Sums in float32 are off by 1e-7 or so of the largest eigenvalue, which may make the smallest negative.
         assert 1e-8 <= metric(from_tokens(20, dtype=np.float32)).jitter <= 1e-5
 
+    def test_does_not_take_rounding_errors_for_information(self) -> None:
+        twins = np.array([[1, 1], [1, 1 + 1e-15]])  # two neurons that always agree: the second pivot is 1e-15
+        assert metric(twins).jitter == 1e-10
+        with pytest.raises(NotPositiveDefiniteError):
+            metric(twins, 0)
+
     def test_lets_a_dead_neuron_be(self) -> None:
         moment = well_conditioned()
         moment[3] = moment[:, 3] = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from closed_forms import relative_error
@@ -36,6 +36,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 class TestForms:
     @settings(deadline=None)
     @given(rows=st.integers(1, 12), columns=st.integers(1, 12), rank=st.integers(1, 12))
+    @example(rows=6, columns=6, rank=3)  # of equal size: dense
     def test_keeps_the_smaller_one(self, rows: int, columns: int, rank: int) -> None:
         left, right = numbers(rows, rank), numbers(rank, columns, seed=1)
         update = Update.from_factors(left, right)
