@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,14 @@ def smollm2_folder() -> Path:
 def data_folder() -> Path:
     """The folder that holds the data sets counterfact, wikitext-2 and zsre."""
     return _path_from("EMMET_DATA", "the folder of counterfact, wikitext-2 and zsre")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with it ignored (in the background)."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def _path_from(variable: str, content: str) -> Path:

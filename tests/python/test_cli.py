@@ -282,6 +282,7 @@ def test_output_of_an_earlier_run_is_replaced(folder: Path, tmp_path: Path, run:
     assert list(tmp_path.iterdir()) == [tmp_path / "delta"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,6 +190,7 @@ def test_an_exception_at_any_stage_leaves_the_model_as_it_was(corpus, monkeypatc
     assert_same_bits(editor.arch.model, before)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_during_the_optimisation_leaves_the_model_as_it_was(corpus):
     editor = make_editor(corpus)
     before = bits(editor.arch.model)

@@ -20,6 +20,7 @@ def test_weights_get_their_bits_back():
     assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_all_weights_are_restored():
     class Interrupting(nn.Parameter):
         def copy_(self, source):
