@@ -95,17 +95,16 @@ class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class Suffixes:
     """Next-token logits of rows as a function of δ; see the module's text.
 
-    `owner` [rows] is the edit that each row belongs to. Padding is on the left of the prefixes and on the right of the
-    suffixes, so that the subject's last token is the first of every suffix.
+    Padding is on the left of the prefixes and on the right of the suffixes, so that the subject's last token is the
+    first of every suffix. `start` [rows, d_model] is what δ is added to.
     """
 
-    def __init__(self, arch: Architecture, injection: Injection, rows: Sequence[Row], owner: Tensor) -> None:
+    def __init__(self, arch: Architecture, injection: Injection, rows: Sequence[Row]) -> None:
         device = arch.model.device
         prefix_ids, prefix_mask = pad_rows([row.ids[: row.subject] for row in rows], side="left", device=device)
         reads = [(i, read - row.subject) for i, row in enumerate(rows) for read in row.reads]
         self._arch = arch
         self._injection = injection
-        self._owner = owner
         self._ids, suffix_mask = pad_rows([row.ids[row.subject :] for row in rows], device=device)
         self._mask = torch.cat([prefix_mask, suffix_mask], dim=1)
         self._read_rows, self._read_columns = torch.tensor(reads, device=device).T
@@ -140,9 +139,9 @@ class Suffixes:
         )
 
     def logits(self, delta: Tensor) -> Tensor:
-        """Logits [reads, vocab] after δ [edits, d_model] is added, in the order of the rows and their reads."""
+        """Logits [reads, vocab] after δ [rows, d_model] is added, in the order of the rows and their reads."""
         model = self._arch.model
-        shift = delta[self._owner].unsqueeze(1)
+        shift = delta.unsqueeze(1)
 
         def shifted(states: Tensor) -> Tensor:
             rows = by_row(states, len(shift))
@@ -160,15 +159,12 @@ class Suffixes:
         logits: Tensor = output.logits[0]
         return logits
 
-    def keep(self, edits: Tensor) -> None:
-        """Drop the rows of all edits but those selected by the boolean `edits`, which are numbered anew from 0."""
-        kept = edits[self._owner]
-        rows = kept.nonzero().squeeze(1)
+    def keep(self, kept: Tensor) -> None:
+        """Drop all rows but those selected by the boolean `kept` [rows]."""
         read = kept[self._read_rows]
         self._read_rows = (kept.cumsum(0) - 1)[self._read_rows[read]]
         self._read_columns = self._read_columns[read]
-        self._owner = (edits.cumsum(0) - 1)[self._owner[rows]]
         self._ids, self._mask, self._below, self.start = (
-            tensor[rows] for tensor in (self._ids, self._mask, self._below, self.start)
+            tensor[kept] for tensor in (self._ids, self._mask, self._below, self.start)
         )
-        self._cache = [layer.select(rows) for layer in self._cache]
+        self._cache = [layer.select(kept) for layer in self._cache]

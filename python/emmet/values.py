@@ -6,7 +6,8 @@
     + kl_factor · KL(edited ‖ unedited) at the subject's last token of "{subject} is a"
     + weight_decay · ‖δ‖ / ‖h‖²                                       subject to ‖δ‖ <= clamp · ‖h‖
 
-by Adam. Losses and δ are those of one edit at a time; many edits share each forward pass.
+by Adam or by Newton steps on margins (see `optimisers`). Losses and δ are those of one edit at a time; many edits share
+each forward pass.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from .config import ResolvedConfig
 from .edits import Edit
 from .errors import NonFiniteError
 from .hooks import frozen
+from .optimisers import Adam, Losses, MarginNewton, Optimiser
 from .progress import Progress, silent, within
 from .suffixes import Injection, Row, Suffixes
 from .tokens import Prompt, encode_prompts
+
+# The radius of `MarginNewton`'s first step, relative to ‖h‖.
+_FIRST_RADIUS = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Values:
 
 
 class _Objective:
-    """The losses [n] of a batch of edits as a function of δ [n, d_model]."""
+    """The losses of a batch of edits as a function of δ [n, d_model]."""
 
     def __init__(
         self,
@@ -60,73 +65,65 @@ class _Objective:
         config: ResolvedConfig,
     ) -> None:
         device = arch.model.device
-        contexts = [(edit, prompt) for edit, group in enumerate(prompts) for prompt in group]
-        targets = [(edit, prompt, position) for edit, prompt in contexts for position in prompt.target]
+        contexts = [prompt for group in prompts for prompt in group]
+        targets = [(row, prompt.ids[position]) for row, prompt in enumerate(contexts) for position in prompt.target]
         self._config = config
-        self._target_ids = torch.tensor([prompt.ids[position] for _, prompt, position in targets], device=device)
-        self._target_owner = torch.tensor([edit for edit, _, _ in targets], device=device)
-        self._target_weight = torch.tensor(
-            [1 / (len(prompt.target) * len(prompts[edit])) for edit, prompt, _ in targets], device=device
-        )
+        self._contexts_each = len(prompts[0])
+        self._target_rows, self._target_ids = torch.tensor(targets, device=device).T
         self._contexts = Suffixes(
             arch,
             injection,
-            [Row(prompt.ids[:-1], prompt.subject, [p - 1 for p in prompt.target]) for _, prompt in contexts],
-            torch.tensor([edit for edit, _ in contexts], device=device),
+            [Row(prompt.ids[:-1], prompt.subject, [p - 1 for p in prompt.target]) for prompt in contexts],
         )
         self._subjects = Suffixes(
             arch,
             injection,
             [Row(prompt.ids[: prompt.subject + 1], prompt.subject, [prompt.subject]) for prompt in subjects],
-            torch.arange(len(subjects), device=device),
         )
-        bare_rows = torch.tensor([len(group) for group in prompts], device=device).cumsum(0) - len(prompts[0])
-        self.start = self._contexts.start[bare_rows].float()  # h [n, d_model] of the bare prompts
+        self.start = self._contexts.start[:: self._contexts_each].float()  # h [n, d_model] of the bare prompts
         with torch.no_grad():
             self._unedited = self._subject_log_probabilities(torch.zeros_like(self.start))
+
+    def __call__(self, delta: Tensor) -> Losses:
+        of_rows = delta.repeat_interleave(self._contexts_each, dim=0).requires_grad_()  # a copy, so a gradient, a row
+        nll = self._target_nll(of_rows)
+        (row_gradients,) = torch.autograd.grad(nll.sum(), of_rows)
+        delta = delta.detach().requires_grad_()
+        rest = self._rest(delta)
+        (rest_gradient,) = torch.autograd.grad(rest.sum(), delta)
+        return Losses(
+            nll.detach().view(len(delta), -1),
+            row_gradients.view(len(delta), self._contexts_each, -1),
+            rest.detach(),
+            rest_gradient,
+        )
+
+    def _target_nll(self, delta: Tensor) -> Tensor:
+        """Mean over the target's tokens in each row, [rows], with a δ [rows, d_model] for each."""
+        nll = functional.cross_entropy(self._contexts.logits(delta).float(), self._target_ids, reduction="none")
+        tokens = torch.bincount(self._target_rows, minlength=len(delta))
+        return torch.zeros(len(delta), device=delta.device).index_add(0, self._target_rows, nll) / tokens
+
+    def _rest(self, delta: Tensor) -> Tensor:
+        """KL divergence and weight decay, [n]."""
+        edited = self._subject_log_probabilities(delta)
+        divergence = functional.kl_div(self._unedited, edited, log_target=True, reduction="none").sum(-1)
+        decay = delta.norm(dim=-1) / self.start.norm(dim=-1).square()
+        rest: Tensor = self._config.kl_factor * divergence + self._config.weight_decay * decay
+        return rest
 
     def _subject_log_probabilities(self, delta: Tensor) -> Tensor:
         return functional.log_softmax(self._subjects.logits(delta).float(), dim=-1)
 
-    def __call__(self, delta: Tensor) -> Tensor:
-        nll = functional.cross_entropy(self._contexts.logits(delta).float(), self._target_ids, reduction="none")
-        loss = torch.zeros(len(delta), device=delta.device).index_add(0, self._target_owner, self._target_weight * nll)
-        edited = self._subject_log_probabilities(delta)
-        divergence = functional.kl_div(self._unedited, edited, log_target=True, reduction="none").sum(-1)
-        decay = delta.norm(dim=-1) / self.start.norm(dim=-1).square()
-        loss += self._config.kl_factor * divergence + self._config.weight_decay * decay
-        return loss
-
     def keep(self, edits: Tensor) -> None:
         """Drop all edits but those selected by the boolean `edits` [n]."""
-        read = edits[self._target_owner]
-        self._target_ids, self._target_weight = self._target_ids[read], self._target_weight[read]
-        self._target_owner = (edits.cumsum(0) - 1)[self._target_owner[read]]
-        self._contexts.keep(edits)
+        rows = edits.repeat_interleave(self._contexts_each)
+        read = rows[self._target_rows]
+        self._target_ids = self._target_ids[read]
+        self._target_rows = (rows.cumsum(0) - 1)[self._target_rows[read]]
+        self._contexts.keep(rows)
         self._subjects.keep(edits)
         self.start, self._unedited = self.start[edits], self._unedited[edits]
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015, with its default moments) on rows that may be dropped one by one."""
-
-    def __init__(self, like: Tensor, learning_rate: float) -> None:
-        self._rate = learning_rate
-        self._mean = torch.zeros_like(like)
-        self._square = torch.zeros_like(like)
-        self._steps = 0
-
-    def step(self, gradient: Tensor) -> Tensor:
-        """What to add to the rows."""
-        self._steps += 1
-        self._mean.lerp_(gradient, 1 - 0.9)
-        self._square.lerp_(gradient.square(), 1 - 0.999)
-        mean = self._mean / (1 - 0.9**self._steps)
-        square = self._square / (1 - 0.999**self._steps)
-        return -self._rate * mean / (square.sqrt() + 1e-8)
-
-    def keep(self, rows: Tensor) -> None:
-        self._mean, self._square = self._mean[rows], self._square[rows]
 
 
 def optimise_values(
@@ -173,34 +170,35 @@ def _minimise(objective: _Objective, config: ResolvedConfig, progress: Progress)
     start = objective.start
     result, loss = start.clone(), torch.empty(len(start))
     steps = torch.empty(len(start), dtype=torch.long)
-    delta = torch.zeros_like(start)
-    adam = _Adam(delta, config.learning_rate)
+    optimiser = _optimiser(config, start)
     active = torch.arange(len(start), device=start.device)
+    delta = torch.zeros_like(start)
     all_steps = len(start) * config.steps
     for step in range(1, config.steps + 1):
-        delta.requires_grad_()
         losses = objective(delta)
-        if not losses.isfinite().all():
+        if not losses.total.isfinite().all():
             message = "expected finite losses, got NaN or Inf: the model overflows on these prompts; try another dtype"
             raise NonFiniteError(message)
-        done = (losses < config.stop_loss) | (step == config.steps)
-        if done.any():
-            finished = active[done]
-            result[finished] = start[finished] + delta.detach()[done]
-            loss[finished.cpu()], steps[finished.cpu()] = losses.detach()[done].cpu(), step
-            if done.all():
-                break
-        (gradient,) = torch.autograd.grad(losses.sum(), delta)
-        delta = delta.detach() + adam.step(gradient)
-        delta = _clamped(delta, config.clamp * objective.start.norm(dim=-1))
-        if done.any():
-            left = ~done
-            objective.keep(left)
-            adam.keep(left)
-            active, delta = active[left], delta[left]
+        optimiser.observe(delta, losses)
+        done = (optimiser.loss < config.stop_loss) | (step == config.steps)
+        finished = active[done]
+        result[finished] = start[finished] + optimiser.point[done]
+        loss[finished.cpu()], steps[finished.cpu()] = optimiser.loss[done].cpu(), step
+        active = active[~done]
         progress("values", all_steps - len(active) * (config.steps - step), all_steps)
-    progress("values", all_steps, all_steps)
+        if len(active) == 0:
+            break
+        if done.any():
+            objective.keep(~done)
+            optimiser.keep(~done)
+        delta = _clamped(optimiser.propose(), config.clamp * objective.start.norm(dim=-1))
     return result, loss, steps
+
+
+def _optimiser(config: ResolvedConfig, start: Tensor) -> Optimiser:
+    if config.optimizer == "adam":
+        return Adam(config.learning_rate)
+    return MarginNewton(_FIRST_RADIUS * start.norm(dim=-1))
 
 
 def _clamped(delta: Tensor, radius: Tensor) -> Tensor:
