@@ -67,8 +67,9 @@ format: $(DONE)/dev ## Correct style
 types: $(DONE)/dev ## Check types
 	$(BIN)/mypy
 
-bench: $(DONE)/dev ## Run the benchmarks
-	for file in bench/*.py; do $(BIN)/python $$file || exit; done
+bench: $(DONE)/dev model ## Time value vectors against the published procedure (needs EMMET_DATA)
+	@test -n "$(EMMET_DATA)" || { echo "set EMMET_DATA to a folder with counterfact/edit-10k.jsonl"; exit 1; }
+	$(BIN)/python bench/values.py $(MODELS)/*.gguf --records $(EMMET_DATA)/counterfact/edit-10k.jsonl
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

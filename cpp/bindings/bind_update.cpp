@@ -48,11 +48,10 @@ void bind_update(py::module_& module) {
           "from_dense", [](const at::Tensor& dense) { return Update::from_dense(dense); }, py::arg("dense"),
           ReleaseGil(), "Take Δ [d_out, d_in] as it is.")
       .def("dense", &Update::dense, ReleaseGil(), "Δ, [d_out, d_in] float64.")
-      .def(
-          "apply_", &Update::apply_, py::arg("weight"), py::arg("transposed") = false, ReleaseGil(),
-          "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).\n\n"
-          "The sum is formed in float64 and rounded once. Raises ShapeError, or NonFiniteError when the weight or the\n"
-          "sum is not finite; the weight is unchanged then.")
+      .def("apply_", &Update::apply_, py::arg("weight"), py::arg("transposed") = false, ReleaseGil(),
+           "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).\n\n"
+           "The sum is formed in float64 and rounded. Raises ShapeError, or NonFiniteError when the weight or the\n"
+           "sum is not finite; the weight is unchanged then.")
       .def(
           "save", [](const Update& self, const path& file) { self.save(file.string()); }, py::arg("path"), ReleaseGil(),
           "Write one safetensors file.")

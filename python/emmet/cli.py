@@ -466,7 +466,7 @@ def _model_rows(arch: Architecture, name: str) -> Iterator[Row]:
 
 
 def _described(settings: ResolvedConfig) -> str:
-    names = ("ridge", "learning_rate", "steps", "clamp", "weight_decay")
+    names = ("ridge", "optimizer", "learning_rate", "steps", "clamp", "weight_decay")
     return ", ".join([settings.method, *(f"{name} {getattr(settings, name)}" for name in names)])
 
 

@@ -38,7 +38,7 @@ class Update {
 
   /// weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).
   ///
-  /// The sum is formed in float64 and rounded once to the weight's dtype. Throws ShapeError, or NonFiniteError when
+  /// The sum is formed in float64 and rounded to the weight's dtype. Throws ShapeError, or NonFiniteError when
   /// the weight or the sum is not finite; the weight is unchanged then.
   void apply_(at::Tensor weight, bool transposed = false) const;
 
