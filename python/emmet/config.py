@@ -33,7 +33,7 @@ class EditConfig:
     layers: the decoder layers to edit, from 0; kept sorted. An edit is spread over them as in MEMIT.
     ridge: μ of `emmet.solve`. ROME has 0 and MEMIT more than 0; "auto" is the smallest that keeps the system
         well-conditioned.
-    optimizer: what finds the value vector v = h + δ: "adam" as published, or "newton", in fewer steps.
+    optimizer: what finds the value vector v = h + δ: "adam" as published, or "newton": faster, less general.
     learning_rate: of Adam.
     steps: the most that are taken; each is one forward and backward pass.
     clamp: the largest ‖δ‖/‖h‖.

@@ -38,8 +38,9 @@ def published_values(
     prefixes: Sequence[str],
     module: nn.Module,
     config: EditConfig,
+    delta: Tensor | None = None,
 ) -> Published:
-    """δ is added to the output of `module` at the subject's last token."""
+    """δ, 0 at first or as given, is added to the output of `module` at the subject's last token."""
     rows = []
     for prefix in ("", *prefixes):
         text = prefix + edit.text
@@ -52,7 +53,8 @@ def published_values(
     essence_subject = token_of(tokenizer, essence, len(edit.subject) - 1)
 
     states: list[Tensor] = []
-    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    delta = (torch.zeros(model.config.hidden_size) if delta is None else delta.clone()).requires_grad_()
+    unedited = None
 
     def log_probabilities(ids: Tensor, subject: int) -> Tensor:
         def add(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> object:
@@ -70,7 +72,11 @@ def published_values(
 
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     losses = []
-    unedited = None
+    if delta.any():
+        given, delta = delta, torch.zeros_like(delta)
+        unedited = log_probabilities(essence_ids, essence_subject)[essence_subject].detach()
+        states.clear()
+        delta = given
     for step in range(config.steps):
         optimiser.zero_grad()
         nll = torch.stack(

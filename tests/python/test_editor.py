@@ -72,6 +72,25 @@ def test_an_edit_moves_the_keys_to_their_targets(corpus, family):
     assert_no_traces(editor.arch.model)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+def test_models_of_other_dtypes_are_edited_and_undone(corpus, family, dtype):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, vocab_size=len(tokenizer)).to(dtype)
+    before = bits(model)
+    statistics = emmet.collect_statistics(model, tokenizer, corpus, layers=[1], tokens=1000)
+    editor = Editor(model, tokenizer, config=CONFIG, statistics=statistics)
+    handle = editor.edit(EDITS)
+    projection = editor.arch.projection(1)
+    change = (projection.weight - before[f"{projection.name}.weight"]).double()
+    update = handle.delta.layers[1].update.dense()
+    rounding = torch.finfo(dtype).eps * projection.weight.abs().max().item()
+    assert (change - (update.T if projection.transposed else update)).abs().max() <= rounding
+    assert projection.weight.dtype == dtype
+    handle.undo()
+    assert_same_bits(model, before)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "falcon"])
 def test_the_edited_model_puts_out_the_target_values_at_bare_prompts(corpus, family):
     """Without prefixes the key is the bare prompt's, so that the constraint is met where it is used."""
