@@ -1,7 +1,7 @@
 """Optimisers of δ, for many edits at once and each edit for itself.
 
-`Adam` is the published one. `MarginNewton` reaches lower losses in half the steps: the losses of the contexts are those of
-binary decisions for the target, so that each step minimises them exactly for margins that are linear in δ. What it
+`Adam` is the published one. `MarginNewton` reaches lower losses in half the steps: the losses of the contexts are those
+of binary decisions for the target, so that each step minimises them exactly for margins that are linear in δ. What it
 finds generalises less (docs/performance.md), so that Adam is the default.
 """
 
