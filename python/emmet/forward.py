@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from .architectures import Architecture
-from .hooks import on_input, on_output, stop_after
+from .hooks import frozen, on_input, on_output, stop_after
 from .tokens import pad_rows
 
 # Padded tokens of one forward pass that keeps no gradient.
@@ -72,18 +72,18 @@ def by_row(states: Tensor, rows: int) -> Tensor:
     return states.reshape(rows, -1, states.shape[-1])
 
 
-@torch.no_grad()
 def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site) -> Tensor:
     """What `site` sees at the last token of each row: [rows, width]. The pass ends there."""
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     watch = on_input if site.at_input else on_output
-    for batch in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
-        ids, mask = pad_rows([rows[i] for i in batch], device=arch.model.device)
-        seen: list[Tensor] = []
-        with watch(site.module, seen.append), stop_after(site.module):
-            arch.base(**model_inputs(arch.base, ids, mask))
-        last = mask.sum(1) - 1
-        states = by_row(seen[0], len(batch))[torch.arange(len(batch), device=last.device), last]
-        for index, state in zip(batch, states, strict=True):
-            found[index] = state
+    with frozen(arch.model), torch.no_grad():
+        for batch in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
+            ids, mask = pad_rows([rows[i] for i in batch], device=arch.model.device)
+            seen: list[Tensor] = []
+            with watch(site.module, seen.append), stop_after(site.module):
+                arch.base(**model_inputs(arch.base, ids, mask))
+            last = mask.sum(1) - 1
+            states = by_row(seen[0], len(batch))[torch.arange(len(batch), device=last.device), last]
+            for index, state in zip(batch, states, strict=True):
+                found[index] = state
     return torch.stack(found)

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .architectures import Architecture
 from .forward import Site, by_row, model_inputs
-from .hooks import at_positions, hidden_states, on_output, raw_outputs, start_above, stop_after
+from .hooks import at_positions, frozen, hidden_states, on_output, raw_outputs, start_above, stop_after
 from .tokens import pad_rows
 
 
@@ -43,14 +43,13 @@ class Injection:
     as_tuple: bool
 
     @staticmethod
-    @torch.no_grad()
     def find(arch: Architecture, layer: int) -> Injection:
         """Try whether a shift of the projection's output shifts the layer's output by as much."""
         projection = arch.projection(layer)
         shift = torch.linspace(-1, 1, arch.d_model, device=arch.model.device).to(projection.weight.dtype)
         token = torch.zeros(1, 1, dtype=torch.long, device=arch.model.device)
         inputs = model_inputs(arch.base, token, torch.ones_like(token))
-        with raw_outputs(arch.layers[layer]) as outputs:
+        with frozen(arch.model), torch.no_grad(), raw_outputs(arch.layers[layer]) as outputs:
             with stop_after(arch.layers[layer]):
                 arch.base(**inputs)
             with on_output(projection.module, lambda value: value + shift), stop_after(arch.layers[layer]):

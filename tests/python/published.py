@@ -54,14 +54,13 @@ def published_values(
 
     states: list[Tensor] = []
     delta = (torch.zeros(model.config.hidden_size) if delta is None else delta.clone()).requires_grad_()
-    unedited = None
 
-    def log_probabilities(ids: Tensor, subject: int) -> Tensor:
+    def log_probabilities(ids: Tensor, subject: int, shift: Tensor) -> Tensor:
         def add(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> object:
             value = output if isinstance(output, Tensor) else output[0]
             states.append(value[0, subject].detach().clone())
             moved = value.clone()
-            moved[0, subject] = moved[0, subject] + delta
+            moved[0, subject] = moved[0, subject] + shift
             return moved if isinstance(output, Tensor) else (moved, *output[1:])
 
         handle = module.register_forward_hook(add)
@@ -72,23 +71,20 @@ def published_values(
 
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     losses = []
-    if delta.any():
-        given, delta = delta, torch.zeros_like(delta)
-        unedited = log_probabilities(essence_ids, essence_subject)[essence_subject].detach()
-        states.clear()
-        delta = given
+    nothing = torch.zeros_like(delta).detach()
+    unedited = log_probabilities(essence_ids, essence_subject, nothing)[essence_subject].detach()
+    states.clear()
     for step in range(config.steps):
         optimiser.zero_grad()
         nll = torch.stack(
             [
-                -log_probabilities(ids, subject)[start - 1 : -1].gather(1, ids[start:, None]).mean()
+                -log_probabilities(ids, subject, delta)[start - 1 : -1].gather(1, ids[start:, None]).mean()
                 for ids, subject, start in rows
             ]
         ).mean()
         if step == 0:
             h = states[0]
-        edited = log_probabilities(essence_ids, essence_subject)[essence_subject]
-        unedited = edited.detach() if unedited is None else unedited
+        edited = log_probabilities(essence_ids, essence_subject, delta)[essence_subject]
         kl = (edited.exp() * (edited - unedited)).sum()
         loss = nll + config.kl_factor * kl + config.weight_decay * delta.norm() / h.norm() ** 2
         losses.append(loss.item())

@@ -12,6 +12,7 @@ from emmet import DependentKeysError, Edit, EditConfig, EditError, Editor, Emmet
 from emmet.errors import ConfigError
 from emmet.forward import Site, last_token_states
 from emmet.keys import in_contexts
+from emmet.suffixes import Injection
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PREFIXES = ("It is said that. ", "We know it. ")
@@ -162,6 +163,19 @@ def test_the_same_seed_gives_the_same_bits(corpus):
     second.edit(EDITS)
     assert first.prefixes == second.prefixes
     assert torch.equal(first.arch.projection(1).weight, second.arch.projection(1).weight)
+
+
+def test_a_model_in_training_mode_is_edited_as_in_evaluation_mode(corpus):
+    dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    evaluated = make_editor(corpus, "gpt2", **dropout)
+    trained = make_editor(corpus, "gpt2", **dropout)
+    trained.arch.model.train()
+    assert Injection.find(trained.arch, 1) == Injection.find(evaluated.arch, 1)
+    assert torch.equal(trained.keys(EDITS, layer=1), evaluated.keys(EDITS, layer=1))
+    trained.edit(EDITS)
+    evaluated.edit(EDITS)
+    assert torch.equal(trained.arch.projection(1).weight, evaluated.arch.projection(1).weight)
+    assert all(module.training for module in trained.arch.model.modules())
 
 
 def test_edits_are_undone_in_reverse_order(corpus):
