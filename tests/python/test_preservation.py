@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from emmet import (
     ShapeError,
     Update,
 )
+from threads import runs_beside_python
 
 anything = settings(deadline=None)
 
@@ -278,19 +277,4 @@ class TestFile:
 
 def test_other_python_threads_run_while_a_moment_is_factorised() -> None:
     moment = torch.eye(2000, dtype=torch.float64)
-    span: list[float] = []
-
-    def work() -> None:
-        span.append(time.perf_counter())
-        Preservation.from_second_moment(moment)
-        span.append(time.perf_counter())
-
-    thread = threading.Thread(target=work)
-    ticks = []
-    thread.start()
-    while thread.is_alive():
-        ticks.append(time.perf_counter())
-        time.sleep(1e-3)
-    start, end = span
-    quarter = (end - start) / 4
-    assert any(start + quarter < tick < end - quarter for tick in ticks)
+    assert runs_beside_python(lambda: Preservation.from_second_moment(moment))
