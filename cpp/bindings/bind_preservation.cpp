@@ -14,15 +14,23 @@ void bind_preservation(py::module_& module) {
                   "Factorise the second moment C [dim, dim] (symmetric, finite).\n\n"
                   "`jitter` is added to the diagonal as a fraction of its mean; None takes the smallest of 0, 1e-10,\n"
                   "1e-9, …, 1e-2 with which C is safely positive definite. Raises NotPositiveDefiniteError.")
+      .def_static("null_space", &Preservation::null_space, py::arg("second_moment"), py::arg("threshold"),
+                  py::arg("alpha") = 1.0, ReleaseGil(),
+                  "The metric of AlphaEdit (Fang et al. 2025, arXiv 2410.02355), for `solve` with a ridge of 1.\n\n"
+                  "The update is confined to the null space of the second moment C [dim, dim]: the span Q of its\n"
+                  "eigenvectors with eigenvalues below `threshold`, which is measured on the scale of C (published:\n"
+                  "0.02). Q (αI + QᵀK_pK_pᵀQ)⁻¹ Qᵀ stands for C⁻¹, with K_p the keys that were absorbed. Raises\n"
+                  "EmmetError when no eigenvalue is below, NotPositiveDefiniteError when C is no second moment.")
       .def("solve", &Preservation::solve, py::arg("keys"), ReleaseGil(),
            "C⁻¹ applied to keys [n, dim] (or one key [dim]): float64 of the same shape.")
       .def("gram", &Preservation::gram, py::arg("keys"), ReleaseGil(), "K C⁻¹ Kᵀ, [n, n] float64 symmetric.")
       .def("whiten", &Preservation::whiten, py::arg("keys"), ReleaseGil(),
-           "L⁻¹k for each row of keys [n, dim], where C = L Lᵀ: [n, rank].")
+           "L⁻¹k for each row of keys [n, dim], where C = L Lᵀ; L⁻¹Qᵀk in a null space: [n, rank].")
       .def("unwhiten", &Preservation::unwhiten, py::arg("whitened"), ReleaseGil(),
-           "L⁻ᵀa for each row of whitened [n, rank]: [n, dim].")
+           "L⁻ᵀa for each row of whitened [n, rank]; Q L⁻ᵀa in a null space: [n, dim].")
       .def("cost", &Preservation::cost, py::arg("delta"), ReleaseGil(),
-           "tr(Δ C Δᵀ) for Δ [m, dim]: by how much an update disturbs the memories that C stands for.")
+           "tr(Δ C Δᵀ) for Δ [m, dim]: by how much an update disturbs the memories that C stands for.\n"
+           "In a null space, what Δ does there.")
       .def("absorb", &Preservation::absorb, py::arg("keys"), py::arg("weight") = 1.0, ReleaseGil(),
            "The metric after keys [n, dim] have become memories: C + weight · Σ k kᵀ, as a new Preservation.")
       .def(
@@ -41,7 +49,8 @@ void bind_preservation(py::module_& module) {
       .def_property_readonly("factor", &Preservation::factor, "Lower Cholesky factor L, [rank, rank] float64.")
       .def_property_readonly("jitter", &Preservation::jitter, "What was added to the diagonal, over its mean.")
       .def_property_readonly("dim", &Preservation::dim, "Width of a key.")
-      .def_property_readonly("rank", &Preservation::rank, "Number of directions in which keys act.")
+      .def_property_readonly("rank", &Preservation::rank,
+                             "Number of directions in which keys act: dim, or the dimension of the null space.")
       .def_property_readonly("device", &Preservation::device, "Device that holds the factor.");
 }
 

@@ -2,7 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
@@ -29,6 +31,8 @@ constexpr int64_t kDimensionsPerRotation = 16;
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
 constexpr double kAsymmetry = 1e-6;
+// Relative to the largest eigenvalue: what sums in float32 may leave of a zero.
+constexpr double kNegativeEigenvalue = 1e-6;
 constexpr const char* kFormat = "emmet.preservation.1";
 
 at::Tensor checked_moment(const at::Tensor& moment) {
@@ -69,7 +73,10 @@ at::Tensor try_factorise(const at::Tensor& moment, double jitter) {
 
 }  // namespace
 
-Preservation::Preservation(at::Tensor factor, double jitter) : factor_(std::move(factor)), jitter_(jitter) {}
+Preservation::Preservation(const at::Tensor& factor, double jitter, at::Tensor basis)
+    : factor_(factor.mT().contiguous().mT()),  // by columns, as files have it: so a loaded metric gives the same bits
+      jitter_(jitter),
+      basis_(std::move(basis)) {}
 
 Preservation Preservation::from_second_moment(const at::Tensor& second_moment, std::optional<double> jitter) {
   const at::NoGradGuard no_grad;
@@ -87,16 +94,44 @@ Preservation Preservation::from_second_moment(const at::Tensor& second_moment, s
                jitter.value_or(kJitters.back()), "; collect statistics over more tokens, or give a larger jitter"));
 }
 
+Preservation Preservation::null_space(const at::Tensor& second_moment, double threshold, double alpha) {
+  const at::NoGradGuard no_grad;
+  const auto moment = checked_moment(second_moment);
+  require_not_negative(threshold, "threshold");
+  if (!(std::isfinite(alpha) && alpha > 0)) {
+    throw Error(c10::str("expected alpha > 0, got ", alpha, "; AlphaEdit's is 1"));
+  }
+  const auto [eigenvalues, eigenvectors] = at::linalg_eigh(moment);  // in ascending order
+  const double smallest = eigenvalues[0].item<double>(), largest = eigenvalues[-1].item<double>();
+  if (smallest < -kNegativeEigenvalue * largest) {
+    throw NotPositiveDefiniteError(c10::str("expected a second_moment without negative eigenvalues, got one of ",
+                                            smallest, "; pass what Covariance.second_moment() gives"));
+  }
+  const auto rank = eigenvalues.lt(threshold).sum().item<int64_t>();
+  if (rank == 0) {
+    throw Error(c10::str(
+        "expected a null space, got none: every eigenvalue of second_moment is at least the threshold ", threshold,
+        ", the smallest is ", smallest, " and the largest ", largest, "; give a threshold between these"));
+  }
+  const auto factor = std::sqrt(alpha) * at::eye(rank, moment.options());
+  return {factor, 0.0, eigenvectors.narrow(1, 0, rank).clone(at::MemoryFormat::Contiguous)};
+}
+
+at::Tensor Preservation::onto_basis(const at::Tensor& rows) const {
+  return basis_.defined() ? at::matmul(rows, basis_) : rows;
+}
+
 at::Tensor Preservation::whiten(const at::Tensor& keys) const {
   const at::NoGradGuard no_grad;
-  const auto rows = as_rows(keys, dim(), "keys").to(factor_.device());
+  const auto rows = onto_basis(as_rows(keys, dim(), "keys").to(factor_.device()));
   return at::linalg_solve_triangular(factor_, rows.mT(), /*upper=*/false).mT();
 }
 
 at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
   const at::NoGradGuard no_grad;
   const auto rows = as_rows(whitened, rank(), "whitened").to(factor_.device());
-  return at::linalg_solve_triangular(factor_.mT(), rows.mT(), /*upper=*/true).mT();
+  const auto solved = at::linalg_solve_triangular(factor_.mT(), rows.mT(), /*upper=*/true).mT();
+  return basis_.defined() ? at::matmul(solved, basis_.mT()) : solved;
 }
 
 at::Tensor Preservation::solve(const at::Tensor& keys) const { return unwhiten(whiten(keys)).view_as(keys); }
@@ -109,34 +144,38 @@ at::Tensor Preservation::gram(const at::Tensor& keys) const {
 
 double Preservation::cost(const at::Tensor& delta) const {
   const at::NoGradGuard no_grad;
-  const auto rows = as_rows(delta, dim(), "delta").to(factor_.device());
+  const auto rows = onto_basis(as_rows(delta, dim(), "delta").to(factor_.device()));
   return at::matmul(rows, factor_).square().sum().item<double>();
 }
 
 Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   const at::NoGradGuard no_grad;
   require_not_negative(weight, "weight");
-  const auto rows = (std::sqrt(weight) * as_rows(keys, dim(), "keys")).to(factor_.device()).contiguous();
-  if (factor_.is_cpu() && rows.size(0) * kDimensionsPerRotation <= dim()) {
+  const auto rows = onto_basis((std::sqrt(weight) * as_rows(keys, dim(), "keys")).to(factor_.device())).contiguous();
+  if (factor_.is_cpu() && rows.size(0) * kDimensionsPerRotation <= rank()) {
     auto upper = factor_.mT().clone(at::MemoryFormat::Contiguous);  // row-major Lᵀ is column-major L
-    cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.const_data_ptr<double>(), dim(), rows.size(0));
-    return {upper.mT(), jitter_};
+    cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.const_data_ptr<double>(), rank(), rows.size(0));
+    return {upper.mT(), jitter_, basis_};
   }
   // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C
   // itself is not formed: that would square the condition number.
   const auto upper = std::get<1>(at::linalg_qr(at::cat({factor_.mT(), rows}), "r"));
-  return {(upper.diagonal().sign().unsqueeze(1) * upper).mT(), jitter_};
+  return {(upper.diagonal().sign().unsqueeze(1) * upper).mT(), jitter_, basis_};
 }
 
-int64_t Preservation::dim() const noexcept { return factor_.size(0); }
+int64_t Preservation::dim() const noexcept { return (basis_.defined() ? basis_ : factor_).size(0); }
 
 int64_t Preservation::rank() const noexcept { return factor_.size(1); }
 
-Preservation Preservation::to(c10::Device device) const { return {factor_.to(device), jitter_}; }
+Preservation Preservation::to(c10::Device device) const {
+  return {factor_.to(device), jitter_, basis_.defined() ? basis_.to(device) : at::Tensor()};
+}
 
 void Preservation::save(const std::string& path) const {
   // Lᵀ, because L lies in memory by columns: so neither writing nor reading it takes a copy.
-  write_safetensors(path, {{{"upper", factor_.mT()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}});
+  TensorFile file{{{"upper", factor_.mT()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}};
+  if (basis_.defined()) file.tensors["basis"] = basis_;
+  write_safetensors(path, file);
 }
 
 Preservation Preservation::load(const std::string& path, c10::Device device) {
@@ -146,7 +185,15 @@ Preservation Preservation::load(const std::string& path, c10::Device device) {
     throw FormatError(
         c10::str(path, ": expected a square 'upper' with a positive diagonal, got ", upper.sizes(), "; save it anew"));
   }
-  return {upper.to(device).mT(), file.number("jitter")};
+  at::Tensor basis;
+  if (file.has("basis")) {
+    basis = file.matrix("basis").to(device);
+    if (basis.size(1) != upper.size(0) || basis.size(0) < basis.size(1)) {
+      throw FormatError(c10::str(path, ": expected a 'basis' [dim, ", upper.size(0), "] with at least as many rows as ",
+                                 "columns, got ", basis.sizes(), "; save it anew"));
+    }
+  }
+  return {upper.to(device).mT(), file.number("jitter"), basis};
 }
 
 }  // namespace emmet

@@ -1,8 +1,10 @@
 #include "emmet/preservation.h"
 
 #include <ATen/ops/eye.h>
+#include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <filesystem>
@@ -12,6 +14,7 @@
 
 #include "emmet/error.h"
 #include "emmet/safetensors.h"
+#include "emmet/solve.h"
 #include "emmet/update.h"
 #include "oracle.h"
 #include "temporary_folder.h"
@@ -216,6 +219,82 @@ TEST(Preservation, ThreadsShareOneMetric) {
   EXPECT_EQ(same, std::vector<int>(same.size(), 1));
 }
 
+/// A moment of which the last `dim - rank` of `dim` eigenvalues, at a threshold of 0.5, are large.
+struct NullSpace {
+  static constexpr int64_t dim = 32, rank = 20;
+
+  NullSpace() {
+    const at::Tensor rotation = std::get<0>(at::linalg_qr(oracle::random({dim, dim}, 7)));
+    for (int64_t i = 0; i < dim; ++i) {
+      const at::Tensor direction = rotation.narrow(1, i, 1), product = oracle::multiply(direction, direction.t());
+      moment.add_(product, i < rank ? 0.01 * static_cast<double>(i) : 1.0 + static_cast<double>(i));
+      if (i < rank) projector.add_(product);
+    }
+  }
+
+  /// Δ = R KᵀP (K_pK_pᵀP + KKᵀP + αI)⁻¹, the published closed form.
+  at::Tensor published(const at::Tensor& keys, const at::Tensor& residuals, const at::Tensor& earlier,
+                       double alpha) const {
+    const at::Tensor memories = oracle::multiply(earlier.t(), earlier).add(oracle::multiply(keys.t(), keys));
+    const at::Tensor system = oracle::multiply(memories, projector).add(at::eye(dim, projector.options()), alpha);
+    const at::Tensor right = oracle::multiply(oracle::multiply(keys, projector), oracle::inverse(system));
+    return oracle::multiply(residuals.t(), right);
+  }
+
+  at::Tensor moment = at::zeros({dim, dim}, at::TensorOptions(at::kDouble)), projector = at::zeros_like(moment);
+};
+
+TEST(NullSpace, SolvesAsPublished) {
+  const NullSpace space;
+  const at::Tensor keys = oracle::random({5, space.dim}, 2), residuals = oracle::random({5, 6}, 3);
+  const at::Tensor none = at::zeros({1, space.dim}, keys.options());
+  for (const double alpha : {1.0, 10.0}) {
+    const auto metric = Preservation::null_space(space.moment, 0.5, alpha);
+    EXPECT_EQ(metric.dim(), space.dim);
+    EXPECT_EQ(metric.rank(), space.rank);
+    const at::Tensor delta = emmet::solve(metric, keys, residuals, 1.0).dense();
+    EXPECT_LT(oracle::relative_error(delta, space.published(keys, residuals, none, alpha)), 1e-10);
+    EXPECT_LT(oracle::relative_error(oracle::multiply(delta, space.projector), delta), 1e-12);
+    EXPECT_NEAR(metric.cost(delta), alpha * delta.square().sum().item<double>(), 1e-9);
+  }
+}
+
+// Absorbed by rotations and by a factorisation; with fewer edits than directions, and with more.
+TEST(NullSpace, SolvesAsPublishedAfterEarlierEdits) {
+  const NullSpace space;
+  for (const int64_t earlier_count : {1, 40}) {
+    for (const int64_t count : {5, 24}) {
+      const at::Tensor earlier = oracle::random({earlier_count, space.dim}, 4);
+      const at::Tensor keys = oracle::random({count, space.dim}, 2), residuals = oracle::random({count, 6}, 3);
+      const auto metric = Preservation::null_space(space.moment, 0.5).absorb(earlier);
+      EXPECT_EQ(metric.rank(), space.rank);
+      const at::Tensor delta = emmet::solve(metric, keys, residuals, 1.0).dense();
+      EXPECT_LT(oracle::relative_error(delta, space.published(keys, residuals, earlier, 1.0)), 1e-10);
+    }
+  }
+}
+
+TEST(NullSpace, MayBeEverything) {
+  const auto metric = Preservation::null_space(second_moment(20), 1e6, 4.0);
+  const at::Tensor keys = oracle::random({3, 20}, 2);
+  EXPECT_EQ(metric.rank(), 20);
+  EXPECT_LT(oracle::relative_error(metric.solve(keys), keys.div(4.0)), 1e-12);
+}
+
+TEST(NullSpace, MayNotBeEmpty) {
+  const std::string message = message_of<emmet::Error>([&] { Preservation::null_space(second_moment(20), 1e-9); });
+  EXPECT_NE(message.find("expected a null space, got none"), std::string::npos) << message;
+}
+
+TEST(NullSpace, RefusesWhatIsNone) {
+  const at::Tensor moment = second_moment(4);
+  EXPECT_THROW(Preservation::null_space(moment.neg(), 0.5), emmet::NotPositiveDefiniteError);
+  EXPECT_THROW(Preservation::null_space(moment[0], 0.5), emmet::ShapeError);
+  EXPECT_THROW(Preservation::null_space(moment, -1.0), emmet::Error);
+  EXPECT_THROW(Preservation::null_space(moment, 0.5, 0.0), emmet::Error);
+  EXPECT_THROW(Preservation::null_space(moment, 1e6).whiten(oracle::random({3, 5}, 2)), emmet::ShapeError);
+}
+
 using PreservationFile = TemporaryFolder;
 
 TEST_F(PreservationFile, IsReadBackToTheBit) {
@@ -227,6 +306,22 @@ TEST_F(PreservationFile, IsReadBackToTheBit) {
     EXPECT_TRUE(loaded.factor().equal(saved.factor()));
     EXPECT_EQ(loaded.jitter(), 0.1);
     EXPECT_TRUE(loaded.solve(keys).equal(saved.solve(keys)));
+  }
+}
+
+TEST_F(PreservationFile, KeepsTheNullSpace) {
+  const at::Tensor keys = oracle::random({5, NullSpace::dim}, 2);
+  const auto metric = Preservation::null_space(NullSpace().moment, 0.5, 2.0).absorb(keys[0]);
+  metric.save(path("metric"));
+  const auto loaded = Preservation::load(path("metric"));
+  EXPECT_EQ(loaded.rank(), NullSpace::rank);
+  EXPECT_TRUE(loaded.solve(keys).equal(metric.solve(keys)));
+
+  const emmet::TensorFile good = emmet::read_safetensors(path("metric"));
+  const at::Tensor basis = good.tensors.at("basis");
+  for (const at::Tensor& other : {basis.narrow(1, 0, 3), basis.narrow(0, 0, NullSpace::rank - 1), basis.mul(NAN)}) {
+    emmet::write_safetensors(path("metric"), {{{"basis", other}, {"upper", good.tensors.at("upper")}}, good.metadata});
+    EXPECT_THROW(Preservation::load(path("metric")), emmet::FormatError) << other.sizes();
   }
 }
 

@@ -74,6 +74,15 @@ def published_emmet(problem: Problem, weight: float, epsilon: float) -> Array:
     return problem.residuals.T @ np.linalg.solve(system, solved.T)
 
 
+def alphaedit(problem: Problem, earlier: Array, threshold: float, alpha: float) -> Array:
+    """Fang et al. 2025: R KᵀP (K_pK_pᵀP + KKᵀP + αI)⁻¹, P projecting onto eigenvectors of C with small eigenvalues."""
+    values, vectors = np.linalg.eigh(problem.moment)
+    null = vectors[:, values < threshold]
+    projector = null @ null.T
+    system = (earlier.T @ earlier + problem.keys.T @ problem.keys) @ projector + alpha * np.eye(len(projector))
+    return problem.residuals.T @ problem.keys @ projector @ np.linalg.inv(system)
+
+
 def moment(rng: np.random.Generator, d: int, condition: float) -> Array:
     """A second moment with this condition number and eigenvalues from 1 down, evenly spaced in their logarithm."""
     basis, _ = np.linalg.qr(rng.standard_normal((d, d)))

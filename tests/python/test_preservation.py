@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from emmet import (
     Preservation,
     ShapeError,
     Update,
+    solve,
 )
 from threads import runs_beside_python
 
@@ -241,6 +243,80 @@ class TestInput:
         moment = well_conditioned()
         moment[0, 1] *= 1 + 1e-7
         assert metric(moment).jitter == 0
+
+
+class TestNullSpace:
+    """C has eigenvalues from 1 down to 0.01, so that a threshold of 0.2 keeps a part of them."""
+
+    @anything
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        count=st.integers(1, 40),
+        earlier_counts=st.lists(st.sampled_from([1, 2, 30]), max_size=3),
+        alpha=st.floats(-1, 1).map(lambda exponent: 10.0**exponent),
+    )
+    def test_gives_the_published_update_after_any_earlier_batches(
+        self, seed: int, count: int, earlier_counts: list[int], alpha: float
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        case = problem(rng, 40, count, isotropic=True)
+        earlier = [rng.standard_normal((keys, 40)) for keys in earlier_counts]
+        preservation = Preservation.null_space(torch.from_numpy(case.moment), 0.2, alpha)
+        for keys in earlier:
+            preservation = preservation.absorb(torch.from_numpy(keys))
+        update = solve(preservation, torch.from_numpy(case.keys), torch.from_numpy(case.residuals), ridge=1.0)
+        expected = closed_forms.alphaedit(case, np.concatenate([*earlier, np.zeros((0, 40))]), 0.2, alpha)
+        assert 0 < preservation.rank < preservation.dim == 40
+        assert relative_error(update.dense().numpy(), expected) < 1e-8
+
+    def test_without_a_ridge_meets_the_constraint_and_stays_inside(self) -> None:
+        case = problem(np.random.default_rng(0), 40, 3)
+        preservation = Preservation.null_space(torch.from_numpy(case.moment), 0.2)
+        update = solve(preservation, torch.from_numpy(case.keys), torch.from_numpy(case.residuals))
+        assert update.diagnostics.constraint_residual < 1e-10
+        values, vectors = np.linalg.eigh(case.moment)
+        outside = update.dense().numpy() @ vectors[:, values >= 0.2]
+        assert np.abs(outside).max() < 1e-12 * np.abs(update.dense().numpy()).max()
+
+    @pytest.mark.parametrize("threshold", [1.0 + 1e-9, 1e6])
+    def test_of_a_high_threshold_is_everything(self, threshold: float) -> None:
+        preservation = Preservation.null_space(torch.from_numpy(well_conditioned()), threshold, 4.0)
+        keys = torch.randn(3, 10, dtype=torch.float64)
+        assert preservation.rank == 10
+        assert torch.allclose(preservation.solve(keys), keys / 4, rtol=1e-12)
+        assert preservation.cost(keys) == pytest.approx(4 * float(keys.square().sum()))
+
+    @pytest.mark.parametrize("threshold", [0.0, 0.01 - 1e-9])
+    def test_of_a_low_threshold_is_refused(self, threshold: float) -> None:
+        with pytest.raises(
+            EmmetError, match=r"expected a null space, got none: .* the smallest is 0\.0[01].*largest 1"
+        ):
+            Preservation.null_space(torch.from_numpy(well_conditioned()), threshold)
+
+    @pytest.mark.parametrize(
+        ("moment", "threshold", "alpha", "error"),
+        [
+            (-np.eye(4), 0.5, 1.0, NotPositiveDefiniteError),
+            (np.eye(4)[:3], 0.5, 1.0, ShapeError),
+            (np.eye(4) * np.nan, 0.5, 1.0, NonFiniteError),
+            (np.eye(4), -0.5, 1.0, EmmetError),
+            (np.eye(4), 2.0, 0.0, EmmetError),
+            (np.eye(4), 2.0, math.inf, EmmetError),
+        ],
+    )
+    def test_refuses_what_is_none(self, moment: Array, threshold: float, alpha: float, error: type[EmmetError]) -> None:
+        with pytest.raises(EmmetError) as caught:
+            Preservation.null_space(torch.from_numpy(moment), threshold, alpha)
+        assert type(caught.value) is error
+
+    def test_is_saved_and_loaded(self, tmp_path: Path) -> None:
+        keys = torch.randn(3, 40)
+        saved = Preservation.null_space(torch.from_numpy(from_tokens(100)), 1.0, 2.0).absorb(keys)
+        saved.save(tmp_path / "metric")
+        loaded = Preservation.load(tmp_path / "metric")
+        assert (loaded.rank, loaded.dim) == (saved.rank, 40)
+        assert torch.equal(loaded.solve(keys), saved.solve(keys))
+        assert torch.equal(loaded.to("cpu").absorb(keys).solve(keys), saved.absorb(keys).solve(keys))
 
 
 class TestFile:
