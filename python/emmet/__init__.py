@@ -1,4 +1,4 @@
-"""Edit facts in a language model by closed form: ROME, MEMIT and EMMET as one solver."""
+"""Edit facts in a language model by closed form: ROME, MEMIT, EMMET and AlphaEdit as one solver."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="emmet",
-        description="Edit facts in a language model by closed form: ROME, MEMIT and EMMET.",
+        description="Edit facts in a language model by closed form: ROME, MEMIT, EMMET and AlphaEdit.",
         epilog="`emmet COMMAND --help` has the options of a command, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"emmet {__version__}")
@@ -232,7 +232,7 @@ def _add_records(parser: argparse.ArgumentParser, metavar: str, content: str) ->
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", help="emmet (default), memit or rome")
+    parser.add_argument("--method", help="emmet (default), memit, rome or alphaedit")
     parser.add_argument(
         "--layers", type=_layers, help='decoder layers, from 0: "7" or "4-8,10" (default: published, or by depth)'
     )
@@ -466,7 +466,8 @@ def _model_rows(arch: Architecture, name: str) -> Iterator[Row]:
 
 
 def _described(settings: ResolvedConfig) -> str:
-    names = ("ridge", "optimizer", "learning_rate", "steps", "clamp", "weight_decay")
+    of_method = ("null_space_threshold", "null_space_alpha") if settings.method == "alphaedit" else ()
+    names = ("ridge", *of_method, "optimizer", "learning_rate", "steps", "clamp", "weight_decay")
     return ", ".join([settings.method, *(f"{name} {getattr(settings, name)}" for name in names)])
 
 

@@ -22,7 +22,16 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Optimizer = Literal["adam", "newton"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
-_DECIDED_BY_PRESET = ("layers", "ridge", "learning_rate", "steps", "clamp", "weight_decay")
+_DECIDED_BY_PRESET = (
+    "layers",
+    "ridge",
+    "null_space_threshold",
+    "null_space_alpha",
+    "learning_rate",
+    "steps",
+    "clamp",
+    "weight_decay",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +42,9 @@ class EditConfig:
     layers: the decoder layers to edit, from 0; kept sorted. An edit is spread over them as in MEMIT.
     ridge: μ of `emmet.solve`. ROME has 0 and MEMIT more than 0; "auto" is the smallest that keeps the system
         well-conditioned.
+    null_space_threshold: of alphaedit: eigenvalues of the second moment below it count as zero. "auto" is their mean,
+        which suits a second moment of any scale.
+    null_space_alpha: α of `Preservation.null_space`, for alphaedit: more of it keeps updates smaller.
     optimizer: what finds the value vector v = h + δ: "adam" as published, or "newton": faster, less general.
     learning_rate: of Adam.
     steps: the most that are taken; each is one forward and backward pass.
@@ -48,6 +60,8 @@ class EditConfig:
     method: Method = "emmet"
     layers: Sequence[int] | None = None
     ridge: float | Literal["auto"] | None = None
+    null_space_threshold: float | Literal["auto"] | None = None
+    null_space_alpha: float | None = None
     optimizer: Optimizer = "adam"
     learning_rate: float | None = None
     steps: int | None = None
@@ -112,6 +126,8 @@ class ResolvedConfig(EditConfig):
 
     layers: tuple[int, ...]
     ridge: float | Literal["auto"]
+    null_space_threshold: float | Literal["auto"]
+    null_space_alpha: float
     learning_rate: float
     steps: int
     clamp: float
@@ -151,6 +167,10 @@ _WHOLE = _Rule("a whole number of at least 0", lambda value: _is_whole(value) an
 _TEXT = _Rule("a text", lambda value: isinstance(value, str))
 
 _RULES = {
+    "null_space_threshold": _Rule(
+        'a number above 0 or "auto"', lambda value: value == "auto" or _POSITIVE.accepts(value)
+    ),
+    "null_space_alpha": _POSITIVE,
     "learning_rate": _POSITIVE,
     "steps": _COUNT,
     "clamp": _POSITIVE,

@@ -76,9 +76,6 @@ class Editor:
         self.arch: Architecture = discover(model)
         self.tokenizer = tokenizer
         self.config: ResolvedConfig = (config or EditConfig()).resolve(model.config)
-        if self.config.method == "alphaedit":
-            message = "method alphaedit is not implemented yet: choose emmet, memit or rome"
-            raise ConfigError(message)
         self._progress = progress
         self._injection = _injection(self.arch, self.config.layers)
         self._statistics = self._checked_statistics(statistics, corpus)
@@ -89,7 +86,7 @@ class Editor:
     def edit(self, edits: Sequence[Edit]) -> EditHandle:
         """Make the model answer each edit's prompt with its target.
 
-        EMMET and MEMIT solve for all edits at once, ROME for one after the other. On any exception, an interrupt
+        All methods solve for all edits at once, but ROME for one after the other. On any exception, an interrupt
         included, every weight is left as it was. Raises EditError for edits that contradict each other or do not fit
         the model, DependentKeysError where an equality constraint cannot be met.
         """
@@ -148,8 +145,7 @@ class Editor:
         """The metric of an edited layer, on the device of its weight. Factorised at first use."""
         if layer not in self._metrics:
             device = self.arch.projection(layer).weight.device
-            moment = self._statistics[layer].second_moment.to(device)
-            self._metrics[layer] = Preservation.from_second_moment(moment)
+            self._metrics[layer] = _metric(self._statistics[layer].second_moment.to(device), self.config)
         return self._metrics[layer]
 
     def _checked_statistics(
@@ -227,6 +223,16 @@ class Editor:
             raise EmmetError(message)
         handle._backup.restore()
         self._applied.pop()
+
+
+def _metric(second_moment: Tensor, config: ResolvedConfig) -> Preservation:
+    """What the method preserves: memories in proportion to C, or all of them but those in its null space."""
+    if config.method != "alphaedit":
+        return Preservation.from_second_moment(second_moment)
+    threshold = config.null_space_threshold
+    if threshold == "auto":
+        threshold = float(second_moment.diagonal().mean())
+    return Preservation.null_space(second_moment, threshold, config.null_space_alpha)
 
 
 def _injection(arch: Architecture, layers: Sequence[int]) -> Injection:

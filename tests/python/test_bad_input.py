@@ -174,9 +174,11 @@ def test_unknown_method(refused: Refused) -> None:
     assert message == "unknown method 'emmett', did you mean 'emmet'?: choose rome, memit, emmet, alphaedit"
 
 
-def test_method_that_is_still_to_come(refused: Refused) -> None:
-    message = refused.edit("--method", "alphaedit")
-    assert message == "method alphaedit is not implemented yet: choose emmet, memit or rome"
+def test_null_space_that_is_empty(refused: Refused) -> None:
+    settings = refused.scratch / "settings.json"
+    settings.write_text('{"method": "alphaedit", "prefixes": [], "null_space_threshold": 1e-30}')
+    message = refused.edit("--config", settings)
+    assert message.startswith("expected a null space, got none: every eigenvalue of second_moment is at least")
 
 
 @pytest.mark.parametrize("command", ["edit", "info", "stats"])

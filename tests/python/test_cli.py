@@ -175,7 +175,8 @@ def test_model_keeps_its_dtype(folder: Path, tmp_path: Path, run: Runner) -> Non
 
 
 @pytest.mark.parametrize(
-    ("method", "layers", "ridge"), [("memit", "0-2", "100"), ("rome", "2", "0"), ("emmet", "3", "auto")]
+    ("method", "layers", "ridge"),
+    [("memit", "0-2", "100"), ("rome", "2", "0"), ("emmet", "3", "auto"), ("alphaedit", "1-2", "1")],
 )
 def test_methods(folder: Path, tmp_path: Path, run: Runner, method: str, layers: str, ridge: str) -> None:
     printed = run(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+import closed_forms
 import emmet
+from closed_forms import Problem
 from emmet import DependentKeysError, Edit, EditConfig, EditError, Editor, EmmetError, NonFiniteError
 from emmet.errors import ConfigError
 from emmet.forward import Site, last_token_states
@@ -41,6 +43,14 @@ def make_editor(corpus, family="llama", config=CONFIG, **model_settings) -> Edit
 
 def bits(model) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def residuals_of(editor, edits) -> np.ndarray:
+    """By how much the values of edits differ from what the model computes now, for one edited layer."""
+    unmoved = Editor(
+        editor.arch.model, editor.tokenizer, config=replace(editor.config, steps=1), statistics=editor._statistics
+    )
+    return (editor.values(edits).targets.double() - unmoved.values(edits).targets.double()).numpy()
 
 
 def assert_same_bits(model, before) -> None:
@@ -108,19 +118,25 @@ def test_the_edited_model_puts_out_the_target_values_at_bare_prompts(corpus, fam
 
 def test_the_update_is_the_closed_form_of_keys_and_residuals(corpus):
     editor = make_editor(corpus, config=replace(CONFIG, method="memit", ridge=0.7))
-    keys = editor.keys(EDITS, layer=1).numpy().T
-    targets = editor.values(EDITS).targets.double().numpy()
-    unmoved = Editor(
-        editor.arch.model, editor.tokenizer, config=replace(CONFIG, steps=1), statistics=editor._statistics
-    )
-    start = unmoved.values(EDITS).targets.double().numpy()
-    moment = editor._statistics[1].second_moment.numpy()
-    expected = (targets - start).T @ keys.T @ np.linalg.inv(0.7 * moment + keys @ keys.T)
+    moment, keys = editor._statistics[1].second_moment.numpy(), editor.keys(EDITS, layer=1).numpy()
+    expected = closed_forms.memit(Problem(moment, keys, residuals_of(editor, EDITS)), 0.7)
     handle = editor.edit(EDITS)
     found = handle.delta.layers[1].update.dense().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     (report,) = handle.diagnostics
     assert (report.layer, report.edits, report.diagnostics.ridge) == (1, range(3), 0.7)
+
+
+def test_alphaedit_is_its_published_closed_form(corpus):
+    editor = make_editor(corpus, config=replace(CONFIG, method="alphaedit", null_space_alpha=2.0))
+    keys, residuals = editor.keys(EDITS, layer=1).numpy(), residuals_of(editor, EDITS)
+    moment = editor._statistics[1].second_moment.numpy()
+    threshold = np.linalg.eigvalsh(moment).mean()
+    expected = closed_forms.alphaedit(
+        Problem(moment, keys, residuals), np.zeros((1, len(moment))), threshold, alpha=2.0
+    )
+    found = editor.edit(EDITS).delta.layers[1].update.dense().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())  # values are float32
 
 
 def test_several_layers_share_the_residual(corpus):

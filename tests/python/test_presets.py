@@ -83,6 +83,7 @@ def test_published_settings(
         clamp=clamp,
         weight_decay=weight_decay,
         source=preset.source,
+        **({"null_space_threshold": 0.02, "null_space_alpha": 10} if method == "alphaedit" else {}),
     )
     assert EditConfig(method=method).resolve(CONFIGS[model]).layers == layers
 

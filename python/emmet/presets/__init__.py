@@ -17,7 +17,8 @@ class Preset:
     """Settings of one method for one model, and where they come from.
 
     `ridge` is the μ of `emmet.solve`, for a C that is the mean of k kᵀ over tokens. MEMIT's published weight λ of C is
-    that ridge; published EMMET code weights C by w and adds ε to the system, which is the ridge ε·w.
+    that ridge; published EMMET code weights C by w and adds ε to the system, which is the ridge ε·w. The L2 of
+    published AlphaEdit code is `null_space_alpha`, at a ridge of 1.
 
     The loss is read after the model's last layer in every source, so it is no setting.
     """
@@ -29,6 +30,8 @@ class Preset:
     clamp: float
     weight_decay: float
     source: str
+    null_space_threshold: float | Literal["auto"] = "auto"
+    null_space_alpha: float = 1.0
 
 
 def find(model_config: PretrainedConfig, method: str) -> Preset | None:
@@ -61,6 +64,7 @@ def _has_shape(text_config: PretrainedConfig, shape: dict[str, Any]) -> bool:
 
 
 def _preset(row: dict[str, Any], *, layers: list[int] | range, ridge: float | Literal["auto"]) -> Preset:
+    of_alphaedit = ("null_space_threshold", "null_space_alpha")
     return Preset(
         layers=tuple(layers),
         ridge=ridge,
@@ -69,6 +73,7 @@ def _preset(row: dict[str, Any], *, layers: list[int] | range, ridge: float | Li
         clamp=row["clamp"],
         weight_decay=row["weight_decay"],
         source=row["source"],
+        **{name: row[name] for name in of_alphaedit if name in row},
     )
 
 
