@@ -1,8 +1,20 @@
+#include <optional>
+
 #include "bindings.h"
+#include "emmet/error.h"
+#include "emmet/preservation.h"
 #include "emmet/update.h"
 
 namespace emmet::python {
 namespace {
+
+Update compress(const Update& update, const Preservation& preservation, std::optional<int64_t> rank,
+                std::optional<double> tolerance) {
+  if (rank.has_value() == tolerance.has_value()) {
+    throw Error(std::string("expected a rank or a tolerance, got ") + (rank ? "both" : "neither") + "; give one");
+  }
+  return rank ? update.compress_to_rank(preservation, *rank) : update.compress_to_tolerance(preservation, *tolerance);
+}
 
 py::dict to_dict(const Diagnostics& diagnostics) {
   using namespace py::literals;
@@ -52,6 +64,15 @@ void bind_update(py::module_& module) {
            "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).\n\n"
            "The sum is formed in float64 and rounded. Raises ShapeError, or NonFiniteError when the weight or the\n"
            "sum is not finite; the weight is unchanged then.")
+      .def("compress", &compress, py::arg("preservation"), py::kw_only(), py::arg("rank") = py::none(),
+           py::arg("tolerance") = py::none(), ReleaseGil(),
+           "The best approximation Δr in the metric: of least ‖(Δ − Δr)L‖ (Frobenius), where C = L Lᵀ.\n\n"
+           "Either of at most `rank` ≥ 1, or of the least rank that keeps ‖(Δ − Δr)L‖ ≤ tolerance · ‖ΔL‖. Diagnostics\n"
+           "remain those of the solve; what is lost of the edits is in `constraint_residual(keys, residuals)`. Raises\n"
+           "EmmetError if the metric confines keys to a null space which the update leaves.")
+      .def("constraint_residual", &Update::constraint_residual, py::arg("keys"), py::arg("residuals"), ReleaseGil(),
+           "‖ΔK − R‖ / ‖R‖ for keys [n, d_in] and residuals [n, d_out]: by how much the update misses what edits ask\n"
+           "for. 0 when R is 0.")
       .def(
           "save", [](const Update& self, const path& file) { self.save(file.string()); }, py::arg("path"), ReleaseGil(),
           "Write one safetensors file.")
@@ -64,7 +85,8 @@ void bind_update(py::module_& module) {
       .def_property_readonly(
           "shape", [](const Update& self) { return std::make_pair(self.rows(), self.columns()); }, "(d_out, d_in).")
       .def_property_readonly("rank", &Update::rank, "Width of the factors, or min(d_out, d_in) when Δ is dense.")
-      .def_property_readonly("diagnostics", &Update::diagnostics, "What the solve found out about itself.");
+      .def_property_readonly("diagnostics", &Update::diagnostics,
+                             "What the solve that made it found out about itself.");
 }
 
 }  // namespace emmet::python

@@ -142,11 +142,12 @@ at::Tensor Preservation::gram(const at::Tensor& keys) const {
   return 0.5 * (product + product.mT());  // a matrix product is symmetric only up to rounding
 }
 
-double Preservation::cost(const at::Tensor& delta) const {
+at::Tensor Preservation::disturbance(const at::Tensor& delta) const {
   const at::NoGradGuard no_grad;
-  const auto rows = onto_basis(as_rows(delta, dim(), "delta").to(factor_.device()));
-  return at::matmul(rows, factor_).square().sum().item<double>();
+  return at::matmul(onto_basis(as_rows(delta, dim(), "delta").to(factor_.device())), factor_);
 }
+
+double Preservation::cost(const at::Tensor& delta) const { return disturbance(delta).square().sum().item<double>(); }
 
 Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   const at::NoGradGuard no_grad;

@@ -1,6 +1,9 @@
 #include "emmet/update.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_qr.h>
+#include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
@@ -11,6 +14,7 @@
 
 #include "checks.h"
 #include "emmet/error.h"
+#include "emmet/preservation.h"
 #include "emmet/safetensors.h"
 #include "typed_file.h"
 
@@ -20,6 +24,8 @@ namespace {
 constexpr const char* kFormat = "emmet.update.1";
 // Rows of a weight that are formed in float64 at a time.
 constexpr int64_t kBlockRows = 512;
+// How much of an update may lie outside of a null space, relative to all of it: what rounding leaves there.
+constexpr double kOutside = 1e-6;
 
 // One name for each number of Diagnostics, in files.
 constexpr std::pair<const char*, double Diagnostics::*> kDiagnostics[] = {
@@ -31,12 +37,66 @@ constexpr std::pair<const char*, double Diagnostics::*> kDiagnostics[] = {
     {"seconds_system", &Diagnostics::seconds_system},
 };
 
+double relative_norm(const at::Tensor& error, const at::Tensor& reference) {
+  const auto scale = reference.norm().item<double>();
+  return scale == 0.0 ? 0.0 : error.norm().item<double>() / scale;
+}
+
 void require_matrix(const at::Tensor& tensor, const char* name) {
   require_floating(tensor, name);
   if (tensor.dim() != 2) {
     throw ShapeError(c10::str("expected ", name, " with two dimensions, got ", tensor.sizes(), "; pass a matrix"));
   }
   require_finite_rows(tensor, name);
+}
+
+// The singular value decomposition Δ L = U diag(σ) Vᵀ, where C = L Lᵀ.
+struct WeighedSvd {
+  at::Tensor left;    // U [d_out, r]
+  at::Tensor values;  // σ [r], descending
+  at::Tensor right;   // Vᵀ [r, rank of the metric]
+};
+
+// That of low-rank factors never multiplies them out.
+WeighedSvd weighed_svd(const Update& update, const Preservation& preservation) {
+  if (!update.is_low_rank()) {
+    const auto [left, values, right] = at::linalg_svd(preservation.disturbance(update.dense()), false);
+    return {left, values, right};
+  }
+  const auto [left_basis, left_core] = at::linalg_qr(update.left().to(preservation.device()));
+  const auto [right_basis, right_core] = at::linalg_qr(preservation.disturbance(update.right()).mT());
+  const auto [left, values, right] = at::linalg_svd(at::matmul(left_core, right_core.mT()), false);
+  return {at::matmul(left_basis, left), values, at::matmul(right, right_basis.mT())};
+}
+
+// The first `rank` terms of the decomposition, times L⁻¹. Row i of right and column i of left share the scale √σᵢ.
+Update truncated(const WeighedSvd& svd, const Preservation& preservation, int64_t rank,
+                 const Diagnostics& diagnostics) {
+  const auto roots = svd.values.narrow(0, 0, rank).sqrt();
+  const auto right = preservation.unwhiten(roots.unsqueeze(1) * svd.right.narrow(0, 0, rank));
+  return Update::from_factors(svd.left.narrow(1, 0, rank) * roots, right, diagnostics);
+}
+
+// The least number of singular values, at least one, without which at most a share of `tolerance` is lost.
+int64_t rank_within(const at::Tensor& values, double tolerance) {
+  const auto squares = values.square().cpu().contiguous();
+  const auto* square = squares.const_data_ptr<double>();
+  const double bound = tolerance * tolerance * squares.sum().item<double>();
+  int64_t rank = squares.numel();
+  for (double lost = 0.0; rank > 1 && lost + square[rank - 1] <= bound; --rank) lost += square[rank - 1];
+  return rank;
+}
+
+// A metric that confines keys to a null space gives the rest of an update no weight, and would drop it silently.
+void require_inside(const Update& update, const Preservation& preservation) {
+  if (preservation.rank() == preservation.dim()) return;
+  const auto rows = (update.is_low_rank() ? update.right() : update.dense()).to(preservation.device());
+  const auto inside = preservation.unwhiten(preservation.disturbance(rows));  // Δ Q L · L⁻¹Qᵀ
+  if (relative_norm(rows - inside, rows) > kOutside) {
+    throw Error(
+        "expected an update inside the null space of the metric, got one that leaves it; "
+        "compress in the metric of the second moment, Preservation::from_second_moment");
+  }
 }
 
 }  // namespace
@@ -116,6 +176,38 @@ void Update::apply_(at::Tensor weight, bool transposed) const {
         "expected a finite weight after the update, got NaN or Inf; check the weight, or use a larger ridge");
   }
   target.copy_(sum);
+}
+
+Update Update::compress_to_rank(const Preservation& preservation, int64_t rank) const {
+  const at::NoGradGuard no_grad;
+  if (rank < 1) {
+    throw Error(c10::str("expected a rank of at least 1, got ", rank, "; undo an edit instead to be rid of it"));
+  }
+  require_inside(*this, preservation);
+  const auto svd = weighed_svd(*this, preservation);
+  return truncated(svd, preservation, std::min(rank, svd.values.numel()), diagnostics_);
+}
+
+Update Update::compress_to_tolerance(const Preservation& preservation, double tolerance) const {
+  const at::NoGradGuard no_grad;
+  if (!(tolerance >= 0 && tolerance < 1)) {
+    throw Error(c10::str("expected a tolerance from 0 to below 1, got ", tolerance, "; 0.01 loses one per cent"));
+  }
+  require_inside(*this, preservation);
+  const auto svd = weighed_svd(*this, preservation);
+  return truncated(svd, preservation, rank_within(svd.values, tolerance), diagnostics_);
+}
+
+double Update::constraint_residual(const at::Tensor& keys, const at::Tensor& residuals) const {
+  const at::NoGradGuard no_grad;
+  const auto device = (is_low_rank() ? left_ : dense_).device();
+  const auto K = as_rows(keys, columns(), "keys").to(device), R = as_rows(residuals, rows(), "residuals").to(device);
+  if (K.size(0) != R.size(0)) {
+    throw ShapeError(c10::str("expected as many residuals as keys, got ", R.size(0), " and ", K.size(0),
+                              "; give one row of each an edit"));
+  }
+  const auto effect = is_low_rank() ? at::matmul(at::matmul(K, right_.mT()), left_.mT()) : at::matmul(K, dense_.mT());
+  return relative_norm(effect - R, R);
 }
 
 Update Update::to(c10::Device device) const {

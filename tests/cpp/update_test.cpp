@@ -1,6 +1,8 @@
 #include "emmet/update.h"
 
 #include <ATen/ops/full.h>
+#include <ATen/ops/linalg_eigvalsh.h>
+#include <ATen/ops/logspace.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
@@ -157,6 +159,72 @@ TEST(Update, RefusesWeightsThatDoNotFit) {
   EXPECT_THROW(update.apply_(at::zeros({1, 10, 6}), /*transposed=*/true), emmet::ShapeError);
   EXPECT_THROW(update.apply_(at::zeros({6, 10}, at::TensorOptions(at::kInt))), emmet::ShapeError);
   EXPECT_THROW(update.apply_(at::Tensor()), emmet::ShapeError);
+}
+
+/// tr(E C Eᵀ), by its definition.
+double cost(const at::Tensor& error, const at::Tensor& moment) {
+  return multiply(multiply(error, moment), error.t()).trace().item<double>();
+}
+
+class Compress : public testing::TestWithParam<bool> {
+ protected:
+  Compress() {
+    const at::Tensor keys = random({40, 12}, 1).mul(at::logspace(0, -2, 12, 10.0, at::kDouble));
+    moment = multiply(keys.t(), keys);
+  }
+
+  const Update update = GetParam() ? Update::from_factors(random({30, 4}, 2), random({4, 12}, 3))
+                                   : Update::from_dense(random({30, 12}, 2));
+  at::Tensor moment;
+};
+
+// Of all matrices of a rank, the best misses by the singular values of ΔL beyond it: the eigenvalues of Δ C Δᵀ.
+TEST_P(Compress, LosesNoMoreThanTheSmallestSingularValues) {
+  const auto metric = emmet::Preservation::from_second_moment(moment);
+  const at::Tensor eigenvalues =
+      at::linalg_eigvalsh(multiply(multiply(update.dense(), moment), update.dense().t())).flip(0);
+  for (const int64_t rank : {1, 3}) {
+    const Update compressed = update.compress_to_rank(metric, rank);
+    EXPECT_EQ(compressed.rank(), rank);
+    EXPECT_NEAR(cost(update.dense().sub(compressed.dense()), moment) / cost(update.dense(), moment),
+                eigenvalues.slice(0, rank).sum().div(eigenvalues.sum()).item<double>(), 1e-10);
+  }
+  EXPECT_LT(oracle::relative_error(update.compress_to_rank(metric, 99).dense(), update.dense()), 1e-10);
+}
+
+TEST_P(Compress, TakesTheLeastRankWithinATolerance) {
+  const auto metric = emmet::Preservation::from_second_moment(moment);
+  const double all = cost(update.dense(), moment);
+  for (const int64_t rank : {1, 2, 3}) {
+    const double lost = cost(update.dense().sub(update.compress_to_rank(metric, rank).dense()), moment);
+    EXPECT_EQ(update.compress_to_tolerance(metric, std::sqrt(lost / all) * (1 + 1e-9)).rank(), rank);
+    EXPECT_EQ(update.compress_to_tolerance(metric, std::sqrt(lost / all) * (1 - 1e-9)).rank(), rank + 1);
+  }
+}
+
+TEST_P(Compress, RefusesWhatMakesNoSense) {
+  const auto metric = emmet::Preservation::from_second_moment(moment);
+  EXPECT_THROW(update.compress_to_rank(metric, 0), emmet::Error);
+  for (const double tolerance : {-0.1, 1.0, std::nan("")}) {
+    EXPECT_THROW(update.compress_to_tolerance(metric, tolerance), emmet::Error) << tolerance;
+  }
+  EXPECT_THROW(update.compress_to_rank(emmet::Preservation::null_space(moment, 1.0), 1), emmet::Error);
+  const auto narrower = emmet::Preservation::from_second_moment(moment.narrow(0, 0, 9).narrow(1, 0, 9));
+  EXPECT_THROW(update.compress_to_rank(narrower, 1), emmet::ShapeError);
+}
+
+INSTANTIATE_TEST_SUITE_P(, Compress, testing::Bool());
+
+TEST(Update, SaysByHowMuchItMissesEdits) {
+  const at::Tensor keys = random({3, 10}, 1), residuals = random({3, 6}, 2);
+  for (const Update& update :
+       {Update::from_factors(random({6, 2}, 3), random({2, 10}, 4)), Update::from_dense(random({6, 10}, 5))}) {
+    const at::Tensor effect = multiply(keys, update.dense().t());
+    EXPECT_NEAR(update.constraint_residual(keys, residuals), oracle::relative_error(effect, residuals), 1e-12);
+    EXPECT_NEAR(update.constraint_residual(keys[1], effect[1]), 0.0, 1e-15);
+    EXPECT_EQ(update.constraint_residual(keys, at::zeros({3, 6})), 0.0);
+    EXPECT_THROW(update.constraint_residual(keys, residuals[0]), emmet::ShapeError);
+  }
 }
 
 using UpdateFile = TemporaryFolder;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from closed_forms import relative_error
+import closed_forms
+from closed_forms import Array, relative_error
 from emmet import EmmetError, FormatError, NonFiniteError, Preservation, ShapeError, Update, solve
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -169,6 +171,97 @@ class TestApply:
             update_of("dense").apply_(torch.zeros(10, 6))
         with pytest.raises(ShapeError, match="transposed"):
             update_of("dense").apply_(torch.zeros(6, 10), transposed=True)
+
+
+def best_approximation(delta: Array, moment: Array, rank: int) -> tuple[Array, Array]:
+    """Of Δ in the metric of C by its singular values: L⁻¹ times what is best for ΔL. And all singular values."""
+    factor = np.linalg.cholesky(moment)
+    left, values, right = np.linalg.svd(delta @ factor, full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ np.linalg.solve(factor.T, right[:rank].T).T, values
+
+
+class TestCompress:
+    MOMENT = closed_forms.moment(np.random.default_rng(0), 24, condition=1e4)
+    METRIC = Preservation.from_second_moment(torch.from_numpy(MOMENT))
+
+    @settings(deadline=None)
+    @given(seed=st.integers(0, 100), d_out=st.sampled_from([4, 30]), edits=st.integers(1, 20), rank=st.integers(1, 22))
+    def test_is_the_best_of_its_rank_in_the_metric(self, seed: int, d_out: int, edits: int, rank: int) -> None:
+        update = Update.from_factors(numbers(d_out, edits, seed=seed), numbers(edits, 24, seed=seed + 1000))
+        compressed = update.compress(self.METRIC, rank=rank)
+        expected, values = best_approximation(update.dense().numpy(), self.MOMENT, rank)
+        assert relative_error(compressed.dense().numpy(), expected) < 1e-9
+        lost = self.METRIC.cost(update.dense() - compressed.dense())
+        assert lost == pytest.approx(np.square(values[rank:]).sum(), abs=1e-12 * np.square(values).sum())
+        if compressed.is_low_rank:
+            assert compressed.rank == min(rank, edits, d_out)
+
+    def test_is_not_the_plain_singular_value_decomposition(self) -> None:
+        update = Update.from_dense(numbers(30, 24))
+        left, values, right = torch.linalg.svd(update.dense(), full_matrices=False)
+        plain = (left[:, :5] * values[:5]) @ right[:5]
+        cost = self.METRIC.cost(update.dense() - update.compress(self.METRIC, rank=5).dense())
+        assert cost < 0.5 * self.METRIC.cost(update.dense() - plain)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("tolerance", [0.0, 1e-3, 0.1, 0.5, 0.99])
+    def test_takes_the_least_rank_within_a_tolerance(self, form: str, tolerance: float) -> None:
+        scales = torch.logspace(0, -4, 9, dtype=torch.float64)
+        left, right = numbers(30, 9) * scales, numbers(9, 24, seed=1)
+        update = Update.from_factors(left, right) if form == "low rank" else Update.from_dense(left @ right)
+        compressed = update.compress(self.METRIC, tolerance=tolerance).dense()
+        _, values = best_approximation(update.dense().numpy(), self.MOMENT, 1)
+        lost = np.sqrt([np.square(values[rank:]).sum() for rank in range(len(values))] / np.square(values).sum())
+        rank = int(np.linalg.matrix_rank(compressed.numpy(), tol=1e-12 * float(compressed.norm())))
+        assert rank == max(1, int(np.argmax(lost <= max(tolerance, 1e-14))))
+        cost = self.METRIC.cost(update.dense() - compressed) / self.METRIC.cost(update.dense())
+        assert cost <= max(tolerance, 1e-12) ** 2
+
+    def test_of_the_full_rank_is_the_update(self) -> None:
+        for form in FORMS:
+            update = update_of(form, 30, 24)
+            for limit in ({"rank": 100}, {"tolerance": 0.0}):
+                compressed = update.compress(self.METRIC, **limit)
+                assert relative_error(compressed.dense().numpy(), update.dense().numpy()) < 1e-11
+
+    def test_says_how_it_misses_the_edits(self) -> None:
+        keys, residuals = numbers(8, 24), numbers(8, 30, seed=1)
+        update = solve(self.METRIC, keys, residuals)
+        assert update.constraint_residual(keys, residuals) < 1e-12
+        compressed = update.compress(self.METRIC, rank=3)
+        missed = keys.numpy() @ compressed.dense().numpy().T - residuals.numpy()
+        expected = np.linalg.norm(missed) / np.linalg.norm(residuals.numpy())
+        assert compressed.constraint_residual(keys, residuals) == pytest.approx(expected, rel=1e-9)
+        assert expected > 0.1
+        assert compressed.diagnostics.to_dict() == update.diagnostics.to_dict()
+        assert update.constraint_residual(keys[0], torch.zeros(30)) == 0
+
+    def test_of_an_update_in_a_null_space_stays_there(self) -> None:
+        threshold = 0.1
+        metric = Preservation.null_space(torch.from_numpy(self.MOMENT), threshold)
+        update = solve(metric, numbers(8, 24), numbers(8, 30, seed=1), ridge=1.0)
+        compressed = update.compress(metric, rank=3).dense().numpy()
+        left, values, right = np.linalg.svd(update.dense().numpy())  # the metric is the identity there
+        assert relative_error(compressed, (left[:, :3] * values[:3]) @ right[:3]) < 1e-10
+        with pytest.raises(EmmetError, match="expected an update inside the null space of the metric"):
+            update_of("dense", 30, 24).compress(metric, rank=3)
+
+    @pytest.mark.parametrize(
+        ("limit", "text"),
+        [
+            ({}, "expected a rank or a tolerance, got neither"),
+            ({"rank": 1, "tolerance": 0.1}, "got both"),
+            ({"rank": 0}, "expected a rank of at least 1, got 0"),
+            ({"tolerance": 1.0}, "expected a tolerance from 0 to below 1, got 1"),
+            ({"tolerance": float("nan")}, "got nan"),
+            ({"rank": 1}, "delta [..., 24], got [6, 10]"),
+        ],
+    )
+    def test_refuses_what_makes_no_sense(self, limit: dict[str, Any], text: str) -> None:
+        with pytest.raises(EmmetError, match=re.escape(text)):
+            update_of("dense").compress(self.METRIC, **limit)
+        with pytest.raises(ShapeError, match="as many residuals as keys, got 2 and 3"):
+            update_of("dense").constraint_residual(numbers(3, 10), numbers(2, 6))
 
 
 class TestInput:

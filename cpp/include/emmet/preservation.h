@@ -46,6 +46,9 @@ class Preservation {
   /// L⁻ᵀa (Q L⁻ᵀa) for each row of whitened [n, rank()]: [n, dim].
   at::Tensor unwhiten(const at::Tensor& whitened) const;
 
+  /// Δ L (Δ Q L) for Δ [m, dim]: [m, rank()], whose squared norm is cost(Δ).
+  at::Tensor disturbance(const at::Tensor& delta) const;
+
   /// tr(Δ C Δᵀ) for Δ [m, dim]: by how much an update disturbs the memories that C stands for. In a null space, what
   /// Δ does there.
   double cost(const at::Tensor& delta) const;

@@ -7,6 +7,8 @@
 
 namespace emmet {
 
+class Preservation;
+
 /// What a solve found out about itself. Times are seconds of wall clock.
 struct Diagnostics {
   double condition = 1.0;            ///< estimated 2-norm condition number of the (scaled) system that was solved
@@ -34,6 +36,7 @@ class Update {
   int64_t rows() const noexcept;     ///< d_out
   int64_t columns() const noexcept;  ///< d_in
   int64_t rank() const noexcept;     ///< width of the factors, or min(d_out, d_in) when dense
+  /// Of the solve that made the update; defaults when none did.
   const Diagnostics& diagnostics() const noexcept { return diagnostics_; }
 
   /// weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).
@@ -41,6 +44,20 @@ class Update {
   /// The sum is formed in float64 and rounded to the weight's dtype. Throws ShapeError, or NonFiniteError when
   /// the weight or the sum is not finite; the weight is unchanged then.
   void apply_(at::Tensor weight, bool transposed = false) const;
+
+  /// The best approximation Δr of at most this rank ≥ 1 in the metric: of least tr((Δ − Δr) C (Δ − Δr)ᵀ), the
+  /// disturbance of old memories that it adds or leaves out (Eckart and Young 1936, of ΔL where C = L Lᵀ).
+  ///
+  /// Its factors share their scale evenly. Its diagnostics remain those of the solve; what it does to the edits is
+  /// `constraint_residual(keys, residuals)`. Throws Error if the metric confines keys to a null space which Δ leaves.
+  Update compress_to_rank(const Preservation& preservation, int64_t rank) const;
+  /// The same of the least rank whose error in the metric is at most `tolerance`, from 0 to below 1, times all of Δ:
+  /// ‖(Δ − Δr)L‖ ≤ tolerance · ‖ΔL‖, Frobenius.
+  Update compress_to_tolerance(const Preservation& preservation, double tolerance) const;
+
+  /// ‖ΔK − R‖ / ‖R‖ for keys [n, d_in] and residuals [n, d_out]: by how much the update misses what edits ask for.
+  /// 0 when R is 0.
+  double constraint_residual(const at::Tensor& keys, const at::Tensor& residuals) const;
 
   Update to(c10::Device device) const;
 
