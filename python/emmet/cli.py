@@ -153,7 +153,8 @@ def _add_export(commands: Any) -> None:
 examples:
   emmet export delta/ --format peft --out adapter/                      a LoRA adapter, for PEFT and vLLM
   emmet export delta/ --format gguf --out adapter/ --model base.gguf    a LoRA adapter, for llama.cpp
-  emmet export delta/ --format model --out model/                       a whole model, for AutoModel.from_pretrained""",
+  emmet export delta/ --format model --out model/                       a whole model, for AutoModel.from_pretrained
+  emmet export delta/ --format peft --out adapter/ --rank 64 --stats stats/   a smaller adapter, less exact""",
     )
     parser.add_argument("delta", type=Path, metavar="DELTA", help="folder that `emmet edit` wrote")
     _add_output(parser)
@@ -161,6 +162,10 @@ examples:
     parser.add_argument(
         "--model",
         help="what the delta was made for; for gguf its GGUF file, in any quantisation (default: as the delta says)",
+    )
+    parser.add_argument("--rank", type=_whole_number(1), help="compress updates to this rank; needs --stats")
+    parser.add_argument(
+        "--stats", type=Path, metavar="DIR", help="statistics of `emmet stats`, by which --rank preserves memories"
     )
 
 
@@ -399,7 +404,10 @@ def _export(options: argparse.Namespace) -> None:
         message = f"{options.delta} does not say what model it was made for: name it with --model"
         raise ConfigError(message)
     check_output(options.out)
-    _check_apart(options.out, options.delta, options.model)
+    _check_apart(options.out, options.delta, options.model, options.stats)
+    compression: list[Row] = []
+    if options.rank is not None:
+        delta, compression = _compressed(options, delta)
     watch = _Stopwatch()
     with _progress(options) as progress:
         if options.format == "model":
@@ -410,7 +418,27 @@ def _export(options: argparse.Namespace) -> None:
         else:
             with watch.stage("write"):
                 _write_update(options, delta)
-    _print_rows(("edits", str(len(delta.edits))), ("time", str(watch)), ("written", str(options.out)))
+    _print_rows(("edits", str(len(delta.edits))), *compression, ("time", str(watch)), ("written", str(options.out)))
+
+
+def _compressed(options: argparse.Namespace, delta: Delta) -> tuple[Delta, list[Row]]:
+    """The delta at the rank of --rank, and by how much each update differs."""
+    from ._core import Preservation
+    from .statistics import Statistics
+
+    if options.stats is None:
+        message = "--rank needs --stats DIR, the statistics that the edits were made with"
+        raise ConfigError(message)
+    statistics = Statistics.load(options.stats, delta.layers)
+    metrics = {layer: Preservation.from_second_moment(of.second_moment) for layer, of in statistics.items()}
+    compressed = delta.compressed(metrics, options.rank)
+    rows = []
+    for layer, whole in delta.layers.items():
+        update = whole.update.dense()
+        cost, lost = map(metrics[layer].cost, (update, update - compressed.layers[layer].update.dense()))
+        share = (lost / cost) ** 0.5 if cost else 0.0
+        rows.append((f"layer {layer}", f"{whole.module}: rank {options.rank} leaves out {share:.2%} of the update"))
+    return compressed, rows
 
 
 def _eval(options: argparse.Namespace) -> None:

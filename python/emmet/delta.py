@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ._core import Diagnostics, Update
+from ._core import Diagnostics, Preservation, Update
 from .architectures import Architecture, Projection, discover
 from .config import EditConfig
 from .edits import Edit
@@ -83,6 +83,17 @@ class Delta:
             backup.restore()
             raise
         return backup
+
+    def compressed(self, metrics: Mapping[int, Preservation], rank: int) -> Delta:
+        """The same edits by updates of at most this rank, each the best in the metric of its layer.
+
+        Edits are met less exactly (see `Update.compress`); `reports` remain those of the solves.
+        """
+        layers = {
+            layer: replace(delta, update=delta.update.compress(metrics[layer], rank=rank))
+            for layer, delta in self.layers.items()
+        }
+        return replace(self, layers=layers)
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write a folder with emmet.json and one safetensors file a layer, which C++ reads as an `emmet::Update`.

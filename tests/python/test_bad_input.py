@@ -456,6 +456,15 @@ def test_export_of_a_delta_that_names_no_model(refused: Refused) -> None:
     assert message == f"{delta} does not say what model it was made for: name it with --model"
 
 
+def test_export_of_a_rank_without_statistics(refused: Refused) -> None:
+    export = ("export", refused.folder / "delta", "--format", "peft", "--out", refused.scratch / "out", "--rank")
+    assert refused(*export, "1") == "--rank needs --stats DIR, the statistics that the edits were made with"
+    assert "expected a whole number of at least 1, got '0'" in refused(
+        *export, "0", "--stats", refused.folder / "stats"
+    )
+    assert "has no statistics" in refused(*export, "1", "--stats", refused.scratch / "none")
+
+
 def test_export_over_the_delta(refused: Refused) -> None:
     delta = refused.folder / "delta"
     message = refused("export", delta, "--format", "peft", "--out", delta)

@@ -137,6 +137,19 @@ def test_exports_of_a_delta_are_those_of_the_edit(folder: Path, tmp_path: Path, 
     assert edit[tensors] == export[tensors]
 
 
+def test_adapter_of_a_smaller_rank(folder: Path, tmp_path: Path, run: Runner) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    export = ("export", tmp_path / "delta", "--format", "peft", "--out", tmp_path / "out", "--stats", folder / "stats")
+    assert re.search(r": rank 2 leaves out 0\.00% of the update", run(*export, "--rank", "2")["layer 2"])
+    printed = run(*export, "--rank", "1")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 1
+    found = re.fullmatch(
+        r"model\.layers\.2\.mlp\.down_proj: rank 1 leaves out ([0-9.]+)% of the update", printed["layer 2"]
+    )
+    assert found is not None
+    assert 0 < float(found[1]) < 100
+
+
 def test_adapter_names_the_model_that_it_is_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
 ) -> None:

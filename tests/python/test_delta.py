@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import emmet
-from emmet import Editor, FormatError, ModelError
+from emmet import Editor, FormatError, ModelError, Preservation
+from emmet.architectures import discover
 from emmet.delta import Delta
 from emmet.output import MANIFEST
 from test_editor import CONFIG, EDITS, TEXT
@@ -48,6 +50,19 @@ def test_a_delta_tells_how_it_was_made(edited):
     assert loaded.config.layers == (1,)
     assert [report.layer for report in loaded.reports] == [1]
     assert loaded.reports[0].diagnostics.to_dict() == handle.diagnostics[0].diagnostics.to_dict()
+
+
+def test_a_compressed_delta_is_smaller_and_still_one_of_its_model(edited):
+    model, handle, folder = edited
+    moment = torch.eye(handle.delta.layers[1].update.shape[1])
+    compressed = Delta.load(folder).compressed({1: Preservation.from_second_moment(moment)}, rank=1)
+    assert compressed.layers[1].update.rank == 1 < handle.delta.layers[1].update.rank
+    left, values, right = np.linalg.svd(handle.delta.layers[1].update.dense().numpy())
+    np.testing.assert_allclose(compressed.layers[1].update.dense(), values[0] * left[:, :1] @ right[:1], atol=1e-12)
+    other = base()
+    compressed.apply(other)
+    difference = (discover(model).projection(1).weight - discover(other).projection(1).weight).detach().norm()
+    assert float(difference) == pytest.approx(np.linalg.norm(values[1:]), rel=1e-3)
 
 
 def test_a_delta_of_other_weights_is_refused_and_changes_nothing(edited):

@@ -43,7 +43,8 @@ def padded_rank(rank: int) -> int:
         if rank <= accepted:
             return accepted
     message = f"expected an update of rank {_RANKS[-1]} or less, the most that vLLM takes in an adapter, got {rank}"
-    message += "; edit fewer facts at once, or write the whole model instead, with --format model"
+    message += f"; compress it, with `emmet export DELTA --rank {_RANKS[-1]} --stats DIR` or `Update.compress`"
+    message += ", edit fewer facts at once, or write the whole model instead, with --format model"
     raise EmmetError(message)
 
 
