@@ -19,7 +19,7 @@ from tqdm import tqdm
 import emmet
 from emmet.architectures import discover
 from emmet.edits import Record, read_records
-from emmet.evaluate.report import evaluate
+from emmet.evaluate import evaluate
 from emmet.loading import load
 
 FACTS = Path(__file__).parent / "facts.jsonl"

@@ -444,7 +444,7 @@ def _compressed(options: argparse.Namespace, delta: Delta) -> tuple[Delta, list[
 def _eval(options: argparse.Namespace) -> None:
     from .architectures import discover
     from .delta import Delta
-    from .evaluate.report import evaluate
+    from .evaluate import evaluate
     from .output import check_folder
 
     records = read_records(options.records)[: options.limit]
@@ -458,7 +458,7 @@ def _eval(options: argparse.Namespace) -> None:
         with watch.stage("evaluation"):
             report = evaluate(discover(model), tokenizer, records, progress)
     report.write(options.report)
-    found = ", ".join(f"{name} {of.mean:.1f}" for name, of in report.scores.estimates.items() if of is not None)
+    found = ", ".join(f"{name} {of.mean:.1f}" for name, of in report.metrics.items() if of is not None)
     _print_rows(
         ("records", f"{len(records)} ({report.kind})"),
         ("percent", found),

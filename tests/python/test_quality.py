@@ -5,7 +5,7 @@ from __future__ import annotations
 import emmet
 from emmet import EditConfig, Editor
 from emmet.edits import read_records
-from emmet.evaluate.report import evaluate
+from emmet.evaluate import evaluate
 from emmet.forward import last_token_states
 from emmet.keys import in_contexts
 from emmet.loading import load

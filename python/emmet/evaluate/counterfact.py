@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerBase
 from ..architectures import Architecture
 from ..edits import Record
 from ..progress import Progress, silent
-from .scoring import Pair, Score, Scores, estimate, percent, score_continuations
+from .intervals import percent
+from .scoring import Pair, Score, score_continuations
 
 METRICS = {
     "ES": "efficacy: the new target is likelier than the old answer",
@@ -40,6 +41,7 @@ METRICS = {
     "paraphrase_accuracy": "the same after paraphrases of the prompt",
     "neighbour_accuracy": "each token of the old answer is top-1 for other subjects",
 }
+PARTS_OF_S = ("ES", "PS", "NS")
 
 
 class _Contest(NamedTuple):
@@ -74,27 +76,25 @@ class _Contests(NamedTuple):
 
 def evaluate_counterfact(
     arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
-) -> Scores:
-    """Evaluate METRICS; see the module's text. Raises what `score_continuations` and `estimate` raise.
+) -> list[dict[str, object]]:
+    """Each record's texts and values of METRICS, in percent; see the module's text. Raises as `score_continuations`.
 
-    `nll` in `Scores.per_record` holds [wanted, other] for each prompt: mean token NLL in nats.
+    "nll" holds [wanted, other] for each prompt: mean token NLL in nats.
     """
     contests = [_Contests.of(record) for record in records]
     pairs = [pair for of_record in contests for group in of_record for contest in group for pair in contest.pairs()]
     scores = score_continuations(arch, tokenizer, pairs, progress)
-    values = [_values(of_record, scores) for of_record in contests]
-    per_record = [
+    return [
         {
             "id": record.edit.id,
             "prompt": record.edit.text,
             "target": record.edit.target,
             "answer_before": record.answer_before,
-            **record_values,
+            **_values(of_record, scores),
             "nll": _nll(of_record, scores),
         }
-        for record, of_record, record_values in zip(records, contests, values, strict=True)
+        for record, of_record in zip(records, contests, strict=True)
     ]
-    return Scores(METRICS, estimate(values, METRICS, parts_of_s=("ES", "PS", "NS")), per_record)
 
 
 def _values(contests: _Contests, scores: Mapping[Pair, Score]) -> dict[str, float | None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,42 +15,50 @@ from ..edits import Record
 from ..errors import EditError
 from ..progress import Progress, silent
 from ..storage import write_json, write_text
-from .counterfact import evaluate_counterfact
-from .scoring import Estimate, Scores
-from .zsre import evaluate_zsre
+from . import counterfact, zsre
+from .intervals import Estimate, estimate
 
-_EVALUATORS = {"emmet": evaluate_counterfact, "counterfact": evaluate_counterfact, "zsre": evaluate_zsre}
+_EVALUATORS = {
+    "emmet": counterfact.evaluate_counterfact,
+    "counterfact": counterfact.evaluate_counterfact,
+    "zsre": zsre.evaluate_zsre,
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The scores of records, all of one `kind`."""
+    """What records, all of one `kind`, come to under a model.
+
+    `metrics` are averages in percent, None for what no record has. `per_record` holds a JSON object for each record, in
+    their order: its texts, and its value of each metric but S, None where it has none.
+    """
 
     kind: str
-    scores: Scores
+    metrics: Mapping[str, Estimate | None]
+    per_record: Sequence[Mapping[str, Any]]
 
     def to_json(self) -> dict[str, object]:
         """What metrics.json holds: each metric by its name, in percent, None where no record has what it needs.
 
         Besides: `kind`; `records`, their number; `records_measured`, how many of them a metric is the mean of;
-        `intervals`, [low, high] of the 95 % interval of each metric; `per_record`, see `Scores`.
+        `intervals`, [low, high] of the 95 % interval of each metric; `per_record`.
         """
-        estimates = self.scores.estimates
         return {
-            **{metric: found and found.mean for metric, found in estimates.items()},
+            **{metric: found and found.mean for metric, found in self.metrics.items()},
             "kind": self.kind,
-            "records": len(self.scores.per_record),
-            "records_measured": {metric: found.records if found else 0 for metric, found in estimates.items()},
-            "intervals": {metric: found and [found.low, found.high] for metric, found in estimates.items()},
-            "per_record": list(self.scores.per_record),
+            "records": len(self.per_record),
+            "records_measured": {metric: found.records if found else 0 for metric, found in self.metrics.items()},
+            "intervals": {metric: found and [found.low, found.high] for metric, found in self.metrics.items()},
+            "per_record": list(self.per_record),
         }
 
     def to_markdown(self) -> str:
         """A table of the metrics with their intervals and meanings."""
-        rows = [_markdown_row(metric, found, self.scores) for metric, found in self.scores.estimates.items()]
+        definitions = _definitions(self.kind)
+        rows = [_markdown_row(metric, found, definitions[metric]) for metric, found in self.metrics.items()]
         return "\n".join(
             [
-                f"# Evaluation: {len(self.scores.per_record)} records ({self.kind})",
+                f"# Evaluation: {len(self.per_record)} records ({self.kind})",
                 "",
                 "| metric | % | 95 % interval | records | meaning |",
                 "| --- | ---: | ---: | ---: | --- |",
@@ -62,11 +71,6 @@ class Report:
         """Write metrics.json and report.md into a folder, which is made if it is missing."""
         write_json(Path(directory) / "metrics.json", self.to_json())
         write_text(Path(directory) / "report.md", self.to_markdown())
-
-
-def _markdown_row(metric: str, found: Estimate | None, scores: Scores) -> str:
-    measured = f"{found.mean:.1f} | {found.low:.1f} to {found.high:.1f} | {found.records}" if found else "– | – | 0"
-    return f"| {metric} | {measured} | {scores.definitions[metric]} |"
 
 
 def evaluate(
@@ -83,4 +87,29 @@ def evaluate(
         message = f"expected records of one kind, got {found}: evaluate one file at a time"
         raise EditError(message)
     (kind,) = kinds
-    return Report(kind, _EVALUATORS[kind](arch, tokenizer, records, progress))
+    return summarise(kind, _EVALUATORS[kind](arch, tokenizer, records, progress))
+
+
+def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
+    """Average the values of single records, with intervals: those of one evaluation, or of several together.
+
+    `per_record` is that of a Report, or of several of one kind joined, also as read from metrics.json. Raises EditError
+    if it is empty.
+    """
+    metrics = list(_definitions(kind))
+    values = [{metric: record[metric] for metric in metrics if metric != "S"} for record in per_record]
+    return Report(kind, estimate(values, metrics, _parts_of_s(kind)), per_record)
+
+
+def _definitions(kind: str) -> Mapping[str, str]:
+    """What each metric of a kind of records means."""
+    return zsre.METRICS if kind == "zsre" else counterfact.METRICS
+
+
+def _parts_of_s(kind: str) -> Sequence[str]:
+    return zsre.PARTS_OF_S if kind == "zsre" else counterfact.PARTS_OF_S
+
+
+def _markdown_row(metric: str, found: Estimate | None, meaning: str) -> str:
+    measured = f"{found.mean:.1f} | {found.low:.1f} to {found.high:.1f} | {found.records}" if found else "– | – | 0"
+    return f"| {metric} | {measured} | {meaning} |"

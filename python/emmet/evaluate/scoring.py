@@ -1,14 +1,12 @@
-"""How likely a model finds continuations of prompts, and what metrics of single records come to on average."""
+"""How likely a model finds continuations of prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
@@ -25,9 +23,6 @@ Pair = tuple[str, str]
 
 # Padded tokens of one forward pass: few, because its logits have the width of the vocabulary.
 _BATCH_TOKENS = 1024
-
-_BOOTSTRAP_DRAWS = 1000
-_INTERVAL = (2.5, 97.5)  # percentiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,67 +134,3 @@ def _score_groups(arch: Architecture, groups: Sequence[Sequence[Prompt]]) -> lis
         Score(token_nll.mean().item(), tuple(token_correct.tolist()))
         for token_nll, token_correct in zip(torch.split(nll, lengths), torch.split(correct, lengths), strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The mean of a metric over the `records` that have it, with its 95 % interval from `low` to `high`."""
-
-    mean: float
-    low: float
-    high: float
-    records: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What records come to under a model: metrics in percent.
-
-    `definitions` says what each metric means, in the order of `estimates`, which holds None for one that no record has.
-    `per_record` holds a JSON object for each record, in their order: its texts, and its value of each metric but S,
-    None where it has none.
-    """
-
-    definitions: Mapping[str, str]
-    estimates: Mapping[str, Estimate | None]
-    per_record: Sequence[Mapping[str, object]]
-
-
-def percent(values: Iterable[float]) -> float | None:
-    """100 times the mean of the values; None if there are none."""
-    values = list(values)
-    return 100 * sum(values) / len(values) if values else None
-
-
-def estimate(
-    records: Sequence[Mapping[str, float | None]], metrics: Iterable[str], parts_of_s: Sequence[str], seed: int = 0
-) -> dict[str, Estimate | None]:
-    """Average each of the metrics over the records that have it; "S" is the harmonic mean of the averages of its parts.
-
-    The intervals are those of the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over records. Raises
-    EditError if there are no records.
-    """
-    if not records:
-        message = "expected at least one record to evaluate, got none"
-        raise EditError(message)
-    names = list(records[0])
-    values = np.array([[record[name] for name in names] for record in records], dtype=np.float64)  # NaN for None
-    known = ~np.isnan(values)
-    count = len(values)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_BOOTSTRAP_DRAWS)
-    weights = np.vstack([np.ones(count), draws])  # how often each record counts; the first row is the sample itself
-    parts = [names.index(name) for name in parts_of_s]
-    with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a draw has no value; S is 0 if a part is
-        means = (weights @ np.nan_to_num(values)) / (weights @ known)
-        s = len(parts) / (1 / means[:, parts]).sum(axis=1)
-    measured = known.sum(axis=0)
-    estimates = {name: _estimate(means[:, i], measured[i]) for i, name in enumerate(names)}
-    estimates["S"] = _estimate(s, measured[parts].min())
-    return {metric: estimates[metric] for metric in metrics}
-
-
-def _estimate(means: NDArray[np.float64], records: int) -> Estimate | None:
-    if not records:
-        return None
-    low, high = np.nanpercentile(means[1:], _INTERVAL)
-    return Estimate(float(means[0]), float(low), float(high), int(records))

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from ..architectures import Architecture
 from ..edits import Record
 from ..progress import Progress, silent
-from .scoring import Pair, Score, Scores, estimate, percent, score_continuations
+from .intervals import percent
+from .scoring import Pair, Score, score_continuations
 
 METRICS = {
     "efficacy": "top-1 accuracy of the new target's tokens",
@@ -26,24 +27,25 @@ METRICS = {
     "specificity": "top-1 accuracy of the answer's tokens for an unrelated question",
     "S": "harmonic mean of the three",
 }
+PARTS_OF_S = ("efficacy", "paraphrase", "specificity")
 
 
 def evaluate_zsre(
     arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
-) -> Scores:
-    """Evaluate METRICS; see the module's text. Raises what `score_continuations` and `estimate` raise."""
+) -> list[dict[str, object]]:
+    """Each record's texts and values of METRICS, in percent; see the module's text. Raises as `score_continuations`."""
     pairs = [_pairs(record) for record in records]
     all_pairs = [pair for of_record in pairs for of_metric in of_record.values() for pair in of_metric]
     scores = score_continuations(arch, tokenizer, all_pairs, progress)
-    values = [
-        {metric: _accuracy(scores[pair] for pair in of_metric) for metric, of_metric in of_record.items()}
-        for of_record in pairs
+    return [
+        {
+            "id": record.edit.id,
+            "prompt": record.edit.text,
+            "target": record.edit.target,
+            **{metric: _accuracy(scores[pair] for pair in of_metric) for metric, of_metric in of_record.items()},
+        }
+        for record, of_record in zip(records, pairs, strict=True)
     ]
-    per_record = [
-        {"id": record.edit.id, "prompt": record.edit.text, "target": record.edit.target, **record_values}
-        for record, record_values in zip(records, values, strict=True)
-    ]
-    return Scores(METRICS, estimate(values, METRICS, parts_of_s=("efficacy", "paraphrase", "specificity")), per_record)
 
 
 def _pairs(record: Record) -> dict[str, list[Pair]]:

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tiny
 from emmet.architectures import discover
 from emmet.edits import Edit, Neighbour, Record, read_records
-from emmet.errors import EditError
-from emmet.evaluate import counterfact
+from emmet.evaluate import Report, counterfact, summarise
 from emmet.evaluate.counterfact import METRICS, evaluate_counterfact
 from emmet.evaluate.scoring import Pair, Score
 from emmet.loading import load
@@ -49,8 +48,9 @@ def scripted(nlls: Mapping[Pair, tuple[float, Sequence[bool]]], monkeypatch: pyt
     monkeypatch.setattr(counterfact, "score_continuations", score_continuations)
 
 
-def evaluate_scripted(records: Sequence[Record]) -> counterfact.Scores:
-    return evaluate_counterfact(None, None, records)  # type: ignore[arg-type]  # the script needs neither
+def evaluate_scripted(records: Sequence[Record]) -> Report:
+    rows = evaluate_counterfact(None, None, records)  # type: ignore[arg-type]  # the script needs neither
+    return summarise(records[0].kind, rows)
 
 
 def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +76,9 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         monkeypatch,
     )
 
-    scores = evaluate_scripted([FULL, SHORT])
+    report = evaluate_scripted([FULL, SHORT])
 
-    first, second = scores.per_record
+    first, second = report.per_record
     by_hand = {  # of the first record, of the second
         "ES": (100, 0),
         "PS": (50, 100),  # English leads in one of two
@@ -93,14 +93,14 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
     for metric, (of_first, of_second) in by_hand.items():
         assert first[metric] == pytest.approx(of_first), metric
         assert second[metric] == pytest.approx(of_second), metric
-        found = scores.estimates[metric]
+        found = report.metrics[metric]
         assert found is not None
         assert found.mean == pytest.approx((of_first + of_second) / 2), metric
         assert found.records == 2
-    s = scores.estimates["S"]
+    s = report.metrics["S"]
     assert s is not None
     assert s.mean == pytest.approx(3 / (1 / 50 + 1 / 75 + 3 / 200))
-    assert list(scores.estimates) == list(METRICS) == list(scores.definitions)
+    assert list(report.metrics) == list(METRICS)
     assert {key: first[key] for key in ("id", "prompt", "target", "answer_before")} == {
         "id": "darrieux",
         "prompt": "The mother tongue of Danielle Darrieux is",
@@ -137,8 +137,8 @@ def test_records_with_less_are_measured_by_what_they_have(monkeypatch: pytest.Mo
     alone = evaluate_scripted([bare])
     both = evaluate_scripted([bare, with_neighbour])
 
-    assert {metric: found.mean for metric, found in alone.estimates.items() if found} == {"accuracy": 100.0}
-    measured = {metric: (found.mean, found.records) for metric, found in both.estimates.items() if found}
+    assert {metric: found.mean for metric, found in alone.metrics.items() if found} == {"accuracy": 100.0}
+    measured = {metric: (found.mean, found.records) for metric, found in both.metrics.items() if found}
     assert measured == {
         "NS": (100.0, 1),
         "NM": (pytest.approx(100 * (math.exp(-1) - math.exp(-2))), 1),
@@ -149,37 +149,39 @@ def test_records_with_less_are_measured_by_what_they_have(monkeypatch: pytest.Mo
     assert both.per_record[0]["nll"] == {"prompt": [[1.0]], "paraphrases": [], "neighbours": []}
 
 
-def test_no_records_are_refused() -> None:
-    tokenizer = tiny.tiny_tokenizer()
-    arch = discover(tiny.tiny_model("gpt2", vocab_size=len(tokenizer)))
-    with pytest.raises(EditError, match="at least one record"):
-        evaluate_counterfact(arch, tokenizer, [])
-
-
 @torch.no_grad()
-def plain_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> float:
+def plain_score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str
+) -> tuple[float, bool]:
+    """Mean token NLL, and whether each token is top-1."""
     start = len(tokenizer(prompt).input_ids)
     ids = tokenizer(f"{prompt} {continuation}").input_ids
     log_probabilities = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return float(np.mean([-log_probabilities[i - 1, ids[i]].item() for i in range(start, len(ids))]))
+    nlls = [-log_probabilities[i - 1, ids[i]].item() for i in range(start, len(ids))]
+    return float(np.mean(nlls)), all(log_probabilities[i - 1].argmax() == ids[i] for i in range(start, len(ids)))
 
 
 def plain_metrics(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> dict[str, float]:
-    """ES to NM of one record as MEMIT's code computes them."""
+    """All metrics of one record as MEMIT's code computes them."""
 
-    def nlls(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def scores(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         answers = (record.edit.target, record.answer_before)
-        new, true = ([plain_nll(model, tokenizer, prompt, str(answer)) for prompt in prompts] for answer in answers)
-        return np.array(new), np.array(true)
+        new, true = ([plain_score(model, tokenizer, prompt, str(answer)) for prompt in prompts] for answer in answers)
+        return np.array(new).T, np.array(true).T
 
     metrics: dict[str, float] = {}
-    for prefix, prompts in (("E", [record.edit.text]), ("P", record.paraphrases)):
-        new, true = nlls(prompts)
+    for prefix, name, prompts in (
+        ("E", "accuracy", [record.edit.text]),
+        ("P", "paraphrase_accuracy", record.paraphrases),
+    ):
+        (new, is_top_1), (true, _) = scores(prompts)
         metrics[f"{prefix}S"] = 100 * np.mean(true > new)
         metrics[f"{prefix}M"] = 100 * np.mean(np.exp(-new) - np.exp(-true))
-    new, true = nlls([neighbour.prompt for neighbour in record.neighbours])
+        metrics[name] = 100 * np.mean(is_top_1)
+    (new, _), (true, is_top_1) = scores([neighbour.prompt for neighbour in record.neighbours])
     metrics["NS"] = 100 * np.mean(true < new)
     metrics["NM"] = 100 * np.mean(np.exp(-true) - np.exp(-new))
+    metrics["neighbour_accuracy"] = 100 * np.mean(is_top_1)
     return metrics
 
 
@@ -191,6 +193,7 @@ def assert_equal_to_plain(
 ) -> None:
     for record, of_record in zip(records, found, strict=True):
         expected = plain_metrics(model, tokenizer, record)
+        assert expected.keys() == METRICS.keys() - {"S"}
         assert {metric: of_record[metric] for metric in expected} == pytest.approx(expected, abs=1e-3)
 
 
@@ -201,17 +204,11 @@ def test_metrics_equal_the_published_procedure(family: str, padding_side: str, b
     tokenizer = tiny.tiny_tokenizer(bos=bos, padding_side=padding_side)  # type: ignore[arg-type]
     model = tiny.tiny_model(family, vocab_size=len(tokenizer))
     short = Record(SHORT.edit, "counterfact", "Madrid", SHORT.paraphrases, (Neighbour("Madrid is in", "Madrid"),))
-    scores = evaluate_counterfact(discover(model), tokenizer, [FULL, short])
-    assert_equal_to_plain(model, tokenizer, [FULL, short], scores.per_record)
+    found = evaluate_counterfact(discover(model), tokenizer, [FULL, short])
+    assert_equal_to_plain(model, tokenizer, [FULL, short], found)
 
 
 def test_real_records_on_a_real_model_equal_the_published_procedure(smollm2_folder: Path, data_folder: Path) -> None:
     records = read_records(data_folder / "counterfact" / "edit-10k.jsonl")[:48]
     model, tokenizer = load(smollm2_folder, dtype=torch.float32)
-    scores = evaluate_counterfact(discover(model), tokenizer, records)
-    assert_equal_to_plain(model, tokenizer, records[:8], scores.per_record[:8])
-    for metric in METRICS.keys() - {"S"}:
-        found = scores.estimates[metric]
-        assert found is not None
-        assert found.records == 48
-        assert found.mean == pytest.approx(np.mean([record[metric] for record in scores.per_record]))
+    assert_equal_to_plain(model, tokenizer, records, evaluate_counterfact(discover(model), tokenizer, records))

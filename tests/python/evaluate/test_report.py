@@ -13,9 +13,8 @@ import tiny
 from emmet.architectures import Architecture, discover
 from emmet.edits import Edit, Neighbour, Record, read_records
 from emmet.errors import EditError
-from emmet.evaluate import counterfact, zsre
-from emmet.evaluate.report import Report, evaluate
-from emmet.evaluate.scoring import Estimate, Scores
+from emmet.evaluate import Report, counterfact, evaluate, summarise, zsre
+from emmet.evaluate.intervals import Estimate
 
 RECORD = Record(
     edit=Edit("The capital of {} is", "Spain", "Paris", id="spain"),
@@ -38,11 +37,8 @@ def arch(tokenizer: PreTrainedTokenizerFast) -> Architecture:
 
 @pytest.fixture
 def report() -> Report:
-    estimates = {"ES": Estimate(97.875, 93.75, 100.0, 48), "PS": None}
-    scores = Scores(
-        {"ES": "the first", "PS": "the second"}, estimates, [{"id": "é", "ES": 100.0}, {"id": None, "ES": 0.0}]
-    )
-    return Report("counterfact", scores)
+    metrics = {"ES": Estimate(97.875, 93.75, 100.0, 48), "PS": None}
+    return Report("counterfact", metrics, [{"id": "é", "ES": 100.0}, {"id": None, "ES": 0.0}])
 
 
 def test_json_holds_the_metrics_at_its_top(report: Report) -> None:
@@ -58,10 +54,10 @@ def test_json_holds_the_metrics_at_its_top(report: Report) -> None:
 
 
 def test_a_metric_of_0_is_not_one_that_is_missing() -> None:
-    report = Report("zsre", Scores({"S": "all"}, {"S": Estimate(0.0, 0.0, 0.0, 3)}, [{}] * 3))
+    report = Report("zsre", {"S": Estimate(0.0, 0.0, 0.0, 3)}, [{}] * 3)
     assert report.to_json()["S"] == 0.0
     assert report.to_json()["intervals"] == {"S": [0.0, 0.0]}
-    assert "| S | 0.0 | 0.0 to 0.0 | 3 | all |" in report.to_markdown()
+    assert f"| S | 0.0 | 0.0 to 0.0 | 3 | {zsre.METRICS['S']} |" in report.to_markdown()
 
 
 def test_markdown_is_a_table(report: Report) -> None:
@@ -70,8 +66,8 @@ def test_markdown_is_a_table(report: Report) -> None:
         "",
         "| metric | % | 95 % interval | records | meaning |",
         "| --- | ---: | ---: | ---: | --- |",
-        "| ES | 97.9 | 93.8 to 100.0 | 48 | the first |",
-        "| PS | – | – | 0 | the second |",
+        f"| ES | 97.9 | 93.8 to 100.0 | 48 | {counterfact.METRICS['ES']} |",
+        f"| PS | – | – | 0 | {counterfact.METRICS['PS']} |",
     ]
 
 
@@ -129,3 +125,23 @@ def test_a_record_that_is_too_long_is_named(arch: Architecture, tokenizer: PreTr
     edit = Edit("The capital of {} is " + "located in " * 100, "Spain", "Paris")
     with pytest.raises(EditError, match=r"'The capital of Spain is located.* with 'Paris' needs a context of"):
         evaluate(arch, tokenizer, [RECORD, replace(RECORD, edit=edit)])
+
+
+def test_evaluations_are_pooled_by_their_records(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+    records = [replace(RECORD, edit=Edit("The capital of {} is", name, "Paris")) for name in ("Spain", "France", "it")]
+    at_once = evaluate(arch, tokenizer, records)
+    apart = [evaluate(arch, tokenizer, part) for part in (records[:1], records[1:])]
+    stored = [json.loads(json.dumps(report.to_json())) for report in apart]
+    pooled = summarise("counterfact", [record for report in stored for record in report["per_record"]])
+    assert pooled.metrics.keys() == at_once.metrics.keys()
+    for metric, found in pooled.metrics.items():
+        expected = at_once.metrics[metric]
+        assert found is not None
+        assert expected is not None
+        assert found.records == 3
+        assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
+def test_no_records_cannot_be_pooled() -> None:
+    with pytest.raises(EditError, match="at least one record"):
+        summarise("zsre", [])

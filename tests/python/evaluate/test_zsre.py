@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tiny
 from emmet.architectures import discover
 from emmet.edits import Edit, Neighbour, Record, read_records
-from emmet.errors import EditError
-from emmet.evaluate import zsre
+from emmet.evaluate import summarise, zsre
 from emmet.evaluate.scoring import Pair, Score
 from emmet.evaluate.zsre import METRICS, evaluate_zsre
 from emmet.loading import load
@@ -54,9 +53,10 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         return {pair: Score(1.0, hits[pair]) for pair in pairs}
 
     monkeypatch.setattr(zsre, "score_continuations", score_continuations)
-    scores = evaluate_zsre(None, None, [first, second, lone])  # type: ignore[arg-type]  # the script needs neither
+    rows = evaluate_zsre(None, None, [first, second, lone])  # type: ignore[arg-type]  # the script needs neither
+    metrics = summarise("zsre", rows).metrics
 
-    means = {metric: (found.mean, found.records) for metric, found in scores.estimates.items() if found}
+    means = {metric: (found.mean, found.records) for metric, found in metrics.items() if found}
     efficacy, paraphrase, specificity = (75 + 100 + 0) / 3, (25 + 100) / 2, (0 + 200 / 3) / 2
     assert means == {
         "efficacy": (pytest.approx(efficacy), 3),
@@ -64,8 +64,8 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         "specificity": (pytest.approx(specificity), 2),
         "S": (pytest.approx(3 / (1 / efficacy + 1 / paraphrase + 1 / specificity)), 2),
     }
-    assert list(scores.estimates) == list(METRICS) == list(scores.definitions)
-    assert scores.per_record[2] == {
+    assert list(metrics) == list(METRICS)
+    assert rows[2] == {
         "id": "apple",
         "prompt": "Who made Apple A5?",
         "target": "Apple",
@@ -73,13 +73,6 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         "paraphrase": None,
         "specificity": None,
     }
-
-
-def test_no_records_are_refused() -> None:
-    tokenizer = tiny.tiny_tokenizer()
-    arch = discover(tiny.tiny_model("gpt2", vocab_size=len(tokenizer)))
-    with pytest.raises(EditError, match="at least one record"):
-        evaluate_zsre(arch, tokenizer, [])
 
 
 @torch.no_grad()
@@ -103,9 +96,9 @@ def plain_metrics(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, re
 def assert_equal_to_plain(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
 ) -> None:
-    scores = evaluate_zsre(discover(model), tokenizer, records)
+    rows = evaluate_zsre(discover(model), tokenizer, records)
     expected = [plain_metrics(model, tokenizer, record) for record in records]
-    for found, of_record in zip(scores.per_record, expected, strict=True):
+    for found, of_record in zip(rows, expected, strict=True):
         assert {metric: found[metric] for metric in of_record} == pytest.approx(of_record)
     assert any(accuracy > 0 for of_record in expected for accuracy in of_record.values())
 
@@ -123,7 +116,7 @@ def test_metrics_equal_the_published_procedure(family: str, padding_side: str, b
 
 
 def test_real_records_on_a_real_model_equal_the_published_procedure(smollm2_folder: Path, data_folder: Path) -> None:
-    records = read_records(data_folder / "zsre" / "train-1k.jsonl")[:8]
+    records = read_records(data_folder / "zsre" / "train-1k.jsonl")[:48]
     model, tokenizer = load(smollm2_folder, dtype=torch.float32)
     assert all(record.neighbours[0].prompt.endswith("?") for record in records)
     assert_equal_to_plain(model, tokenizer, records)
