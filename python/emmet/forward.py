@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -52,6 +53,14 @@ def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]
         batch.append(index)
     if batch:
         yield batch
+
+
+def batches_of_one_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in batches that need no padding, of at most `budget` tokens (one row always fits)."""
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for length, group in groupby(by_length, key=lambda i: lengths[i]):
+        while batch := list(islice(group, max(1, budget // length))):
+            yield batch
 
 
 @dataclass(frozen=True)

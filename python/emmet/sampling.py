@@ -1,8 +1,10 @@
-"""Sampling of text from a model, reproducible from a seed and without a trace in torch's global random state."""
+"""Text that a model writes, drawn reproducibly from a seed and without a trace in torch's global random state."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -31,19 +33,40 @@ def sample(
     Random numbers come from `generator` alone, which may be on another device than the model. Raises NonFiniteError if
     the model gives NaN or infinity.
     """
-    rows, start = input_ids.shape
-    ids = input_ids.new_empty(rows, start + max_new_tokens)
-    ids[:, :start] = input_ids
+    rows = len(input_ids)
+    ids = [input_ids]
+
+    def draw(logits: Tensor) -> Tensor:
+        return _draw(logits / temperature, top_k, generator)
+
+    with frozen(model):
+        for done, tokens in enumerate(islice(next_tokens(model, input_ids, draw), max_new_tokens), start=1):
+            ids.append(tokens[:, None])
+            progress("sampling", rows * done, rows * max_new_tokens)
+    return torch.cat(ids, dim=1)
+
+
+def next_tokens(model: PreTrainedModel, input_ids: Tensor, choose: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Continue rows of token ids [rows, t] without an end, by the tokens [rows] that `choose` takes each time.
+
+    It is given their logits [rows, vocab] in float32. All rows are full: there is no padding. To be used without
+    gradients and with the model in evaluation mode.
+    """
     # One cache that grows: on a CPU, attention over a StaticCache takes three times as long.
     cache = {_cache_argument(model): DynamicCache(config=model.config)}
-    seen = 0
-    with frozen(model):
-        for end in range(start, start + max_new_tokens):
-            output = model(input_ids=ids[:, seen:end], use_cache=True, logits_to_keep=1, **cache)
-            ids[:, end] = _draw(output.logits[:, -1].float() / temperature, top_k, generator)
-            seen = end
-            progress("sampling", rows * (end + 1 - start), rows * max_new_tokens)
-    return ids
+    unseen = input_ids
+    while True:
+        logits = model(input_ids=unseen, use_cache=True, logits_to_keep=1, **cache).logits
+        tokens = choose(logits[:, -1].float())
+        yield tokens
+        unseen = tokens[:, None]
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token [rows] by logits [rows, vocab]. Raises NonFiniteError for NaN and infinity."""
+    highest, tokens = logits.max(-1)
+    _check_finite(highest)
+    return tokens
 
 
 def _cache_argument(model: PreTrainedModel) -> str:
@@ -58,11 +81,15 @@ def _draw(logits: Tensor, top_k: int | None, generator: torch.Generator) -> Tens
         logits, choices = logits.topk(min(top_k, logits.shape[-1]))
     cumulative = logits.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
-    if not bool(total.isfinite().all()):
-        message = "expected finite logits, got NaN or Inf: the weights are damaged or the dtype overflows; "
-        message += "load the model anew, in float32 or bfloat16"
-        raise NonFiniteError(message)
+    _check_finite(total)
     uniform = torch.rand(total.shape, generator=generator, device=generator.device).to(logits.device)
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the end of the last interval
     drawn = torch.searchsorted(cumulative, torch.minimum(uniform * total, below), right=True)
     return (drawn if choices is None else choices.gather(-1, drawn)).squeeze(-1)
+
+
+def _check_finite(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        message = "expected finite logits, got NaN or Inf: the weights are damaged or the dtype overflows; "
+        message += "load the model anew, in float32 or bfloat16"
+        raise NonFiniteError(message)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emmet.architectures import discover
-from emmet.forward import Site, batches_by_length, last_token_states, model_inputs
+from emmet.forward import Site, batches_by_length, batches_of_one_length, last_token_states, model_inputs
 from tiny import FAMILIES, tiny_model
 
 
@@ -19,6 +19,17 @@ def test_batches_hold_every_index_once_and_stay_within_the_budget(lengths, budge
         assert padded <= budget or len(batch) == 1
     flat = [lengths[index] for batch in batches for index in batch]
     assert flat == sorted(flat, reverse=True)
+
+
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 40))
+def test_batches_of_one_length_need_no_padding(lengths, budget):
+    batches = list(batches_of_one_length(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len({lengths[i] for i in batch}) == 1
+        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
+    fewest = sum(-(-lengths.count(length) // max(1, budget // length)) for length in set(lengths))
+    assert len(batches) == fewest
 
 
 @pytest.mark.parametrize("family", FAMILIES)

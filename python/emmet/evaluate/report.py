@@ -15,7 +15,7 @@ from ..edits import Record
 from ..errors import EditError
 from ..progress import Progress, silent
 from ..storage import write_json, write_text
-from . import counterfact, zsre
+from . import counterfact, generation, zsre
 from .intervals import Estimate, estimate
 
 _EVALUATORS = {
@@ -76,7 +76,8 @@ class Report:
 def evaluate(
     arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
 ) -> Report:
-    """Evaluate records by the definitions of their kind; see `counterfact` (our own format as well) and `zsre`.
+    """Evaluate records by the definitions of their kind, see `counterfact` (our own format as well) and `zsre`, and of
+    `generation`.
 
     Raises EditError if there are no records, they are of several kinds, or a text is blank or too long for the model,
     and NonFiniteError if the model gives NaN or infinity.
@@ -87,7 +88,11 @@ def evaluate(
         message = f"expected records of one kind, got {found}: evaluate one file at a time"
         raise EditError(message)
     (kind,) = kinds
-    return summarise(kind, _EVALUATORS[kind](arch, tokenizer, records, progress))
+    parts = [
+        evaluator(arch, tokenizer, records, progress)
+        for evaluator in (_EVALUATORS[kind], generation.evaluate_generation)
+    ]
+    return summarise(kind, [{**scored, **written} for scored, written in zip(*parts, strict=True)])
 
 
 def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
@@ -97,13 +102,13 @@ def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
     if it is empty.
     """
     metrics = list(_definitions(kind))
-    values = [{metric: record[metric] for metric in metrics if metric != "S"} for record in per_record]
+    values = [{metric: record.get(metric) for metric in metrics if metric != "S"} for record in per_record]
     return Report(kind, estimate(values, metrics, _parts_of_s(kind)), per_record)
 
 
 def _definitions(kind: str) -> Mapping[str, str]:
     """What each metric of a kind of records means."""
-    return zsre.METRICS if kind == "zsre" else counterfact.METRICS
+    return {**(zsre.METRICS if kind == "zsre" else counterfact.METRICS), **generation.METRICS}
 
 
 def _parts_of_s(kind: str) -> Sequence[str]:

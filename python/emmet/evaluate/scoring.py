@@ -62,7 +62,7 @@ def score_continuations(
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in distinct], targets=[target for _, target in distinct])
     rows = [prompt.ids[:-1] for prompt in prompts]  # the last token is predicted, not read
     for pair, row in zip(distinct, rows, strict=True):
-        _check_fits(pair, len(row), arch.max_positions)
+        check_fits(arch, _quoted(pair), len(row))
     groups = _group_by_row(rows)
     scores: dict[Pair, Score] = {}
     with frozen(arch.model), torch.inference_mode():
@@ -83,13 +83,6 @@ def _check_not_blank(pair: Pair) -> None:
         raise EditError(message)
 
 
-def _check_fits(pair: Pair, length: int, max_positions: int | None) -> None:
-    if max_positions is not None and length > max_positions:
-        message = f"{_quoted(pair)} needs a context of {length} tokens, but this model has {max_positions}: "
-        message += "shorten the record or leave it out"
-        raise EditError(message)
-
-
 def _check_finite(pair: Pair, score: Score) -> None:
     if not math.isfinite(score.nll):
         message = f"the model's log-likelihood of {_quoted(pair)} is {-score.nll}: its weights hold NaN or infinity, "
@@ -98,8 +91,21 @@ def _check_finite(pair: Pair, score: Score) -> None:
 
 
 def _quoted(pair: Pair) -> str:
-    prompt, continuation = (repr(text if len(text) <= 60 else f"{text[:57]}...") for text in pair)
+    prompt, continuation = map(shortened, pair)
     return f"{prompt} with {continuation}"
+
+
+def check_fits(arch: Architecture, content: str, length: int) -> None:
+    """Raise EditError if `content`, which is of `length` tokens, exceeds the model's context."""
+    if arch.max_positions is not None and length > arch.max_positions:
+        message = f"{content} needs a context of {length} tokens, but this model has {arch.max_positions}: "
+        message += "shorten the record or leave it out"
+        raise EditError(message)
+
+
+def shortened(text: str) -> str:
+    """The text, or the beginning of it, in quotes."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _group_by_row(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:

@@ -100,7 +100,6 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
     s = report.metrics["S"]
     assert s is not None
     assert s.mean == pytest.approx(3 / (1 / 50 + 1 / 75 + 3 / 200))
-    assert list(report.metrics) == list(METRICS)
     assert {key: first[key] for key in ("id", "prompt", "target", "answer_before")} == {
         "id": "darrieux",
         "prompt": "The mother tongue of Danielle Darrieux is",

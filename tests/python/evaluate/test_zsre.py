@@ -55,6 +55,7 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
     rows = evaluate_zsre(None, None, [first, second, lone])  # type: ignore[arg-type]  # the script needs neither
     metrics = summarise("zsre", rows).metrics
 
+    assert list(metrics)[: len(METRICS)] == list(METRICS)
     means = {metric: (found.mean, found.records) for metric, found in metrics.items() if found}
     efficacy, paraphrase, specificity = (75 + 100 + 0) / 3, (25 + 100) / 2, (0 + 200 / 3) / 2
     assert means == {
@@ -63,7 +64,6 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         "specificity": (pytest.approx(specificity), 2),
         "S": (pytest.approx(3 / (1 / efficacy + 1 / paraphrase + 1 / specificity)), 2),
     }
-    assert list(metrics) == list(METRICS)
     assert rows[2] == {
         "id": "apple",
         "prompt": "Who made Apple A5?",
