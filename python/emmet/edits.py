@@ -65,7 +65,10 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An edit with what is needed to judge it. `kind` says by which data set's definitions it is scored."""
+    """An edit with what is needed to judge it. `kind` says by which data set's definitions it is scored.
+
+    `attribute` is what the edit gives its subject: the relation and the target, as Wikidata numbers them.
+    """
 
     edit: Edit
     kind: Literal["emmet", "counterfact", "zsre"]
@@ -73,6 +76,7 @@ class Record:
     paraphrases: tuple[str, ...]
     neighbours: tuple[Neighbour, ...]
     generation_prompts: tuple[str, ...] = ()
+    attribute: tuple[str, str] | None = None
 
 
 def read_edits(path: str | PathLike[str]) -> list[Edit]:
@@ -211,15 +215,17 @@ def _read_counterfact(value: object) -> Record:
         required=("prompt", "subject", "target_new", "target_true"),
         optional=("relation_id",),
     )
-    target = _Object(rewrite.value("target_new"), required=("str",), optional=("id",)).text("str")
+    target = _Object(rewrite.value("target_new"), required=("str",), optional=("id",))
+    relation, value = rewrite.value("relation_id"), target.value("id")
     answer = _Object(rewrite.value("target_true"), required=("str",), optional=("id",)).text("str")
     return Record(
-        edit=Edit(rewrite.text("prompt"), rewrite.text("subject"), target, record.identifier("case_id")),
+        edit=Edit(rewrite.text("prompt"), rewrite.text("subject"), target.text("str"), record.identifier("case_id")),
         kind="counterfact",
         answer_before=answer,
         paraphrases=record.texts("paraphrase_prompts"),
         neighbours=tuple(Neighbour(prompt, answer) for prompt in record.texts("neighborhood_prompts")),
         generation_prompts=record.texts("generation_prompts"),
+        attribute=(relation, value) if isinstance(relation, str) and isinstance(value, str) else None,
     )
 
 

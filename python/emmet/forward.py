@@ -55,11 +55,10 @@ def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]
         yield batch
 
 
-def batches_of_one_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches that need no padding, of at most `budget` tokens (one row always fits)."""
-    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    for length, group in groupby(by_length, key=lambda i: lengths[i]):
-        while batch := list(islice(group, max(1, budget // length))):
+def batches_of_one_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `rows` that need no padding."""
+    for _, group in groupby(sorted(range(len(lengths)), key=lambda i: lengths[i]), key=lambda i: lengths[i]):
+        while batch := list(islice(group, rows)):
             yield batch
 
 

@@ -164,8 +164,17 @@ class TestFormats:
                     Neighbour("The twin city of Izmir is", "Beirut"),
                 ),
                 generation_prompts=("People in Lyon's twin city speak",),
+                attribute=("P190", "Q1461"),
             )
         ]
+
+    @pytest.mark.parametrize("absent", ["relation_id", "target_new"])
+    def test_original_counterfact_without_wikidata_numbers(self, tmp_path: Path, absent: str) -> None:
+        rewrite: dict[str, Any] = {**COUNTERFACT["requested_rewrite"], "target_new": {"str": "Manila"}}
+        if absent == "relation_id":
+            rewrite |= {"relation_id": None, "target_new": {"str": "Manila", "id": "Q1461"}}
+        (record,) = read_records(write_lines(tmp_path, {**COUNTERFACT, "requested_rewrite": rewrite}))
+        assert record.attribute is None
 
     def test_zsre(self, tmp_path: Path) -> None:
         assert read_records(write_lines(tmp_path, ZSRE)) == [

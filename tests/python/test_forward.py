@@ -22,14 +22,11 @@ def test_batches_hold_every_index_once_and_stay_within_the_budget(lengths, budge
 
 
 @given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 40))
-def test_batches_of_one_length_need_no_padding(lengths, budget):
-    batches = list(batches_of_one_length(lengths, budget))
+def test_batches_of_one_length_are_as_few_as_can_be(lengths, rows):
+    batches = list(batches_of_one_length(lengths, rows))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len({lengths[i] for i in batch}) == 1
-        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
-    fewest = sum(-(-lengths.count(length) // max(1, budget // length)) for length in set(lengths))
-    assert len(batches) == fewest
+    assert all(len({lengths[i] for i in batch}) == 1 and len(batch) <= rows for batch in batches)
+    assert len(batches) == sum(-(-lengths.count(length) // rows) for length in set(lengths))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..architectures import Architecture
 from ..edits import Record
-from ..forward import BATCH_TOKENS, batches_of_one_length
+from ..forward import batches_of_one_length
 from ..hooks import frozen
 from ..progress import Progress, silent
 from ..sampling import likeliest, next_tokens
@@ -33,6 +33,9 @@ METRICS = {
     "generated": "greedy decoding from the prompt begins with the new target",
     "stops": "and the answer ends there: the text ends, or no letter or digit follows",
 }
+
+# Prompts that are continued at once.
+ROWS = 64
 
 # Beyond a token for each byte of the target: white space before it, and the bytes of the character after it.
 _MORE_TOKENS = 8
@@ -56,7 +59,7 @@ def evaluate_generation(
         check_fits(arch, f"{shortened(text)} with {answer.most_tokens} tokens after it", len(row) + answer.most_tokens)
     done = 0
     with frozen(arch.model), torch.no_grad():
-        for batch in batches_of_one_length([len(row) for row in rows], BATCH_TOKENS):
+        for batch in batches_of_one_length([len(row) for row in rows], ROWS):
             _write(arch, [rows[i] for i in batch], [answers[i] for i in batch])
             done += len(batch)
             progress("generate", done, len(records))

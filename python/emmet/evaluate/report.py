@@ -15,8 +15,9 @@ from ..edits import Record
 from ..errors import EditError
 from ..progress import Progress, silent
 from ..storage import write_json, write_text
-from . import counterfact, generation, zsre
+from . import counterfact, generation, texts, zsre
 from .intervals import Estimate, estimate
+from .references import Attribute
 
 _EVALUATORS = {
     "emmet": counterfact.evaluate_counterfact,
@@ -74,13 +75,19 @@ class Report:
 
 
 def evaluate(
-    arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
+    arch: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    progress: Progress = silent,
+    *,
+    write_texts: bool = False,
+    references: Mapping[Attribute, Sequence[str]] | None = None,
 ) -> Report:
     """Evaluate records by the definitions of their kind, see `counterfact` (our own format as well) and `zsre`, and of
-    `generation`.
+    `generation`; with `write_texts` or `references` also of `texts`, which takes much longer.
 
-    Raises EditError if there are no records, they are of several kinds, or a text is blank or too long for the model,
-    and NonFiniteError if the model gives NaN or infinity.
+    Raises EditError if there are no records, they are of several kinds, lack what is asked for, or a text is blank or
+    too long for the model, and NonFiniteError if the model gives NaN or infinity.
     """
     kinds = sorted({record.kind for record in records})
     if len(kinds) != 1:
@@ -89,10 +96,13 @@ def evaluate(
         raise EditError(message)
     (kind,) = kinds
     parts = [
-        evaluator(arch, tokenizer, records, progress)
-        for evaluator in (_EVALUATORS[kind], generation.evaluate_generation)
+        _EVALUATORS[kind](arch, tokenizer, records, progress),
+        generation.evaluate_generation(arch, tokenizer, records, progress),
     ]
-    return summarise(kind, [{**scored, **written} for scored, written in zip(*parts, strict=True)])
+    if write_texts or references is not None:
+        parts.append(texts.evaluate_texts(arch, tokenizer, records, references, progress))
+    rows = [{key: value for part in of_record for key, value in part.items()} for of_record in zip(*parts, strict=True)]
+    return summarise(kind, rows)
 
 
 def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
@@ -101,14 +111,14 @@ def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
     `per_record` is that of a Report, or of several of one kind joined, also as read from metrics.json. Raises EditError
     if it is empty.
     """
-    metrics = list(_definitions(kind))
+    metrics = [metric for metric in _definitions(kind) if metric == "S" or any(metric in row for row in per_record)]
     values = [{metric: record.get(metric) for metric in metrics if metric != "S"} for record in per_record]
     return Report(kind, estimate(values, metrics, _parts_of_s(kind)), per_record)
 
 
 def _definitions(kind: str) -> Mapping[str, str]:
     """What each metric of a kind of records means."""
-    return {**(zsre.METRICS if kind == "zsre" else counterfact.METRICS), **generation.METRICS}
+    return {**(zsre.METRICS if kind == "zsre" else counterfact.METRICS), **generation.METRICS, **texts.METRICS}
 
 
 def _parts_of_s(kind: str) -> Sequence[str]:

@@ -165,10 +165,9 @@ def test_batches_hold_prompts_of_one_length(monkeypatch: pytest.MonkeyPatch) -> 
     records = [record("Paris", prompt) for prompt in (*PROMPTS, *PROMPTS)]
     alone = [evaluate_generation(arch, tokenizer, [one])[0] for one in records]
     calls: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(generation, "BATCH_TOKENS", 8)
+    monkeypatch.setattr(generation, "ROWS", 1)
     assert evaluate_generation(arch, tokenizer, records, lambda *call: calls.append(call)) == alone
-    assert len(calls) > len(PROMPTS)
-    assert calls[-1] == ("generate", 8, 8)
+    assert calls == [("generate", done, 8) for done in range(1, 9)]
 
 
 def test_a_space_at_the_end_of_a_prompt_is_left_to_the_model() -> None:
