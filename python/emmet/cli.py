@@ -123,12 +123,15 @@ examples:
   emmet edit gpt2 edits.jsonl --out delta/ --layers 7 --stats stats/
   emmet edit gpt2 edits.jsonl --out model/ --format model           a whole model, for AutoModel.from_pretrained
   emmet edit gpt2 edits.jsonl --out adapter/ --format peft          a LoRA adapter, for PEFT and vLLM
-  emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000""",
+  emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000
+
+Value vectors are kept as they are found: the same command goes on where it was interrupted.""",
     )
     _add_model(parser)
     _add_records(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
     _add_settings(parser)
     _add_statistics(parser)
+    _add_values(parser)
     parser.add_argument(
         "--seed",
         type=_whole_number(0, _LARGEST_SEED),
@@ -269,6 +272,15 @@ def _add_corpus(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_values(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--values",
+        type=Path,
+        metavar="DIR",
+        help="folder to keep value vectors in, and to take them from (default: in the cache)",
+    )
+
+
 def _layers(text: str) -> tuple[int, ...]:
     try:
         return parse_layers(text)
@@ -326,14 +338,17 @@ def _edit(options: argparse.Namespace) -> None:
     from .checkpoint import save_model
     from .corpora import open_corpus
     from .editor import Editor
-    from .output import check_output
+    from .output import check_folder, check_output
     from .statistics import Statistics
+    from .storage import cache_folder
 
     config = _edit_config(options)
     edits = read_edits(options.records)[: options.limit]
     check_consistent(edits)
     check_output(options.out)
-    _check_apart(options.out, options.model, options.records, options.stats)
+    values = options.values or cache_folder() / "values"
+    check_folder(values)
+    _check_apart(options.out, options.model, options.records, options.stats, values)
     _check_exportable(options, edits)
     if options.stats is None:
         open_corpus(options.corpus).digest()
@@ -345,7 +360,13 @@ def _edit(options: argparse.Namespace) -> None:
         model, tokenizer = _load(options, watch, progress)
         with watch.stage("statistics"):
             editor = Editor(
-                model, tokenizer, config=config, statistics=options.stats, corpus=options.corpus, progress=progress
+                model,
+                tokenizer,
+                config=config,
+                statistics=options.stats,
+                corpus=options.corpus,
+                value_cache=values,
+                progress=progress,
             )
         with watch.stage("edit"):
             handle = editor.edit(edits)
@@ -548,7 +569,8 @@ def _read_config(path: Path) -> EditConfig:
 def _check_apart(out: Path, *inputs: str | Path | None) -> None:
     """Raise ConfigError if the folder `out`, which is to be replaced, holds an input."""
     for given in inputs:
-        if given is not None and Path(given).exists() and Path(given).resolve().is_relative_to(out.resolve()):
+        on_hub = isinstance(given, str) and not Path(given).exists()
+        if given is not None and not on_hub and Path(given).resolve().is_relative_to(out.resolve()):
             message = f"the output would replace {given}, which is read: name another folder than {out}"
             raise ConfigError(message)
 

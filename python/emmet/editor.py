@@ -22,6 +22,7 @@ from .progress import Progress, silent, within
 from .statistics import Statistics, collect_statistics, statistics_folder
 from .suffixes import Injection
 from .tokens import Prompt
+from .value_cache import cached_values
 from .values import Values, optimise_values
 from .weights import Backup
 
@@ -59,6 +60,7 @@ class Editor:
     statistics: second moments of the keys, as `collect_statistics` returns or a folder that it wrote; None collects
         them on `corpus`, once, and keeps them in the cache folder.
     corpus: as in `collect_statistics`; "self" is text that the model samples.
+    value_cache: a folder to keep values in, and to take them from (see `value_cache`); None computes them each time.
 
     Raises ModelError, ConfigError or StatisticsError if these do not fit together.
     """
@@ -71,11 +73,13 @@ class Editor:
         config: EditConfig | None = None,
         statistics: Statistics | str | PathLike[str] | None = None,
         corpus: str | Path = "self",
+        value_cache: str | PathLike[str] | None = None,
         progress: Progress = silent,
     ) -> None:
         self.arch: Architecture = discover(model)
         self.tokenizer = tokenizer
         self.config: ResolvedConfig = (config or EditConfig()).resolve(model.config)
+        self._value_cache = None if value_cache is None else Path(value_cache)
         self._progress = progress
         self._injection = _injection(self.arch, self.config.layers)
         self._statistics = self._checked_statistics(statistics, corpus)
@@ -177,7 +181,10 @@ class Editor:
         return prompts
 
     def _values(self, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], progress: Progress) -> Values:
-        return optimise_values(self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress)
+        arguments = (self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress)
+        if self._value_cache is None:
+            return optimise_values(*arguments)
+        return cached_values(self._value_cache, *arguments)
 
     def _solve_and_apply(
         self, batch: range, prompts: Sequence[Sequence[Prompt]], targets: Tensor

@@ -1,4 +1,4 @@
-"""Fingerprints of what statistics depend on, so that they are never used with another model or tokenizer."""
+"""Fingerprints of what statistics and values depend on: they are never used with another model or tokenizer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
+
+# Of a config: where a model came from, and what saved it.
+_NOT_COMPUTED_WITH = {"_name_or_path", "architectures", "transformers_version"}
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
@@ -49,6 +52,18 @@ def layer_fingerprints(arch: Architecture, layers: Iterable[int]) -> dict[int, s
             fingerprints[layer] = of_keys.hexdigest()
         below.update(_joined(digests))
     return fingerprints
+
+
+def model_fingerprint(arch: Architecture) -> str:
+    """A hash of everything that a model's outputs depend on: each stored tensor, and the config.
+
+    It reads every weight, about a second for each GB: nothing less is safe, as weights can change behind torch's back.
+    """
+    config = arch.model.config.to_dict()
+    described = {name: value for name, value in config.items() if name not in _NOT_COMPUTED_WITH}
+    digest = hashlib.blake2b(_joined(_digests(arch.model)), digest_size=16)
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def _digests(module: nn.Module, *, prefix: str = "", leave_out: str | None = None) -> Iterator[tuple[str, bytes]]:

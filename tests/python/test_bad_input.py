@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TEXT)
     collect(folder / "model", folder / "text.txt", folder / "stats")
     arguments = ["edit", folder / "model", folder / "edits.jsonl", "--stats", folder / "stats", "--layers", "1"]
-    assert cli.main([*map(str, arguments), "--out", str(folder / "delta")]) == 0
+    assert cli.main([*map(str, arguments), "--out", str(folder / "delta"), "--values", str(folder / "values")]) == 0
     return folder
 
 
@@ -583,3 +583,9 @@ def test_overflow_in_a_later_layer_changes_no_weight(editor: Editor, monkeypatch
 def assert_same_bits(editor: Editor, before: Mapping[str, Tensor]) -> None:
     for name, tensor in editor.arch.model.state_dict().items():
         assert torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8)), name
+
+
+def test_output_folder_that_holds_the_values(refused: Refused) -> None:
+    values = refused.scratch / "out" / "values"
+    message = refused.edit("--out", refused.scratch / "out", "--values", values)
+    assert message == f"the output would replace {values}, which is read: name another folder than {values.parent}"

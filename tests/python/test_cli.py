@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import emmet
-from emmet import cli, editor, presets
+from emmet import cli, editor, presets, value_cache
 from workspace import EDITS, TEXT, contents, save_model, write_lines
 
 WEIGHT = "model.layers.2.mlp.down_proj.weight"
@@ -40,9 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EMMET_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EMMET_CACHE", str(folder))
+    return folder
 
 
 class Runner:
@@ -210,13 +211,30 @@ def test_statistics_are_collected_once_and_kept(folder: Path, tmp_path: Path, ca
 
     run(*edit, "--out", tmp_path / "first")
     kept = contents(cache)
-    assert [Path(name).name for name, content in kept.items() if content] == ["layer.1.safetensors"]
+    statistics = [Path(name).name for name, content in kept.items() if content and name.startswith("statistics")]
+    assert statistics == ["layer.1.safetensors"]
     assert run(*info)["statistics"] == f"layer 1: 800 tokens of {folder / 'text.txt'}"  # 10 for each of 80 dimensions
 
     run(*edit, "--out", tmp_path / "second")
     assert contents(cache) == kept
     first, second = (load_file(tmp_path / out / "layer.1.safetensors") for out in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_values_are_kept_in_the_cache_or_where_they_are_asked_for(
+    folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
+) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "first"))
+    run(*edit_arguments(folder, "--out", tmp_path / "first", "--values", tmp_path / "values"))
+    parts = [[path.name for path in place.rglob("*.safetensors")] for place in (cache / "values", tmp_path / "values")]
+    assert len(parts[0]) == 1
+    assert parts[0] == parts[1]
+
+    monkeypatch.setattr(value_cache, "optimise_values", None)  # what calls it now, fails
+    for options in ((), ("--values", tmp_path / "values")):
+        run(*edit_arguments(folder, "--out", tmp_path / "second", *options))
+        first, second = (load_file(tmp_path / out / "layer.2.safetensors") for out in ("first", "second"))
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_model_samples_the_corpus_unless_one_is_given(folder: Path, tmp_path: Path, run: Runner) -> None:

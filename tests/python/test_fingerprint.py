@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import ByT5Tokenizer
+from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 from emmet.architectures import discover
 from emmet.errors import ConfigError
-from emmet.fingerprint import layer_fingerprint, layer_fingerprints, tensor_digest, tokenizer_fingerprint
+from emmet.fingerprint import (
+    layer_fingerprint,
+    layer_fingerprints,
+    model_fingerprint,
+    tensor_digest,
+    tokenizer_fingerprint,
+)
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 LAYERS = range(4)
@@ -96,6 +104,29 @@ def test_layer_fingerprint_depends_on_the_dtype() -> None:
 def test_layer_out_of_range() -> None:
     with pytest.raises(ConfigError, match="layer 4 is out of range"):
         layer_fingerprint(discover(tiny_model("llama", vocab_size=20)), 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_fingerprint_follows_every_weight(family: str) -> None:
+    arch = discover(tiny_model(family, vocab_size=20))
+    before = model_fingerprint(arch)
+    for name, parameter in arch.model.named_parameters():
+        saved = parameter.clone()
+        parameter.view(-1)[-1] += 1
+        assert model_fingerprint(arch) != before, name
+        parameter.copy_(saved)
+    assert model_fingerprint(arch) == before
+
+
+def test_model_fingerprint_follows_the_config_but_not_where_the_model_lies(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=20)
+    before = model_fingerprint(discover(model))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model_fingerprint(discover(loaded)) == before
+    loaded.config.rms_norm_eps *= 2
+    assert model_fingerprint(discover(loaded)) != before
 
 
 def test_tokenizer_fingerprint_is_of_how_text_becomes_ids() -> None:
