@@ -36,6 +36,9 @@ void bind_preservation(py::module_& module) {
       .def(
           "to", [](const Preservation& self, const DeviceLike& device) { return self.to(to_device(device)); },
           py::arg("device"), ReleaseGil(), "The same metric on another device.")
+      .def("in_float32", &Preservation::in_float32, ReleaseGil(),
+           "The same metric with its factor rounded to float32, for solves that read half the bytes. Constraints hold\n"
+           "as exactly; Δ differs by the rounding of the metric. It cannot absorb and cannot be saved.")
       .def(
           "save", [](const Preservation& self, const path& file) { self.save(file.string()); }, py::arg("path"),
           ReleaseGil(), "Write one safetensors file.")
@@ -46,7 +49,8 @@ void bind_preservation(py::module_& module) {
           },
           py::arg("path"), py::arg("device") = "cpu", ReleaseGil(),
           "Read what `save` wrote. Raises FormatError for any other file.")
-      .def_property_readonly("factor", &Preservation::factor, "Lower Cholesky factor L, [rank, rank] float64.")
+      .def_property_readonly("factor", &Preservation::factor,
+                             "Lower Cholesky factor L, [rank, rank]: float64, unless in_float32.")
       .def_property_readonly("jitter", &Preservation::jitter, "What was added to the diagonal, over its mean.")
       .def_property_readonly("dim", &Preservation::dim, "Width of a key.")
       .def_property_readonly("rank", &Preservation::rank,

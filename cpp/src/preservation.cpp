@@ -123,14 +123,14 @@ at::Tensor Preservation::onto_basis(const at::Tensor& rows) const {
 
 at::Tensor Preservation::whiten(const at::Tensor& keys) const {
   const at::NoGradGuard no_grad;
-  const auto rows = onto_basis(as_rows(keys, dim(), "keys").to(factor_.device()));
-  return at::linalg_solve_triangular(factor_, rows.mT(), /*upper=*/false).mT();
+  const auto rows = onto_basis(as_rows(keys, dim(), "keys").to(factor_.device())).to(factor_.dtype());
+  return at::linalg_solve_triangular(factor_, rows.mT(), /*upper=*/false).mT().to(at::kDouble);
 }
 
 at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
   const at::NoGradGuard no_grad;
-  const auto rows = as_rows(whitened, rank(), "whitened").to(factor_.device());
-  const auto solved = at::linalg_solve_triangular(factor_.mT(), rows.mT(), /*upper=*/true).mT();
+  const auto rows = as_rows(whitened, rank(), "whitened").to(factor_.options());
+  const auto solved = at::linalg_solve_triangular(factor_.mT(), rows.mT(), /*upper=*/true).mT().to(at::kDouble);
   return basis_.defined() ? at::matmul(solved, basis_.mT()) : solved;
 }
 
@@ -144,7 +144,7 @@ at::Tensor Preservation::gram(const at::Tensor& keys) const {
 
 at::Tensor Preservation::disturbance(const at::Tensor& delta) const {
   const at::NoGradGuard no_grad;
-  return at::matmul(onto_basis(as_rows(delta, dim(), "delta").to(factor_.device())), factor_);
+  return at::matmul(onto_basis(as_rows(delta, dim(), "delta").to(factor_.device())), factor_.to(at::kDouble));
 }
 
 double Preservation::cost(const at::Tensor& delta) const { return disturbance(delta).square().sum().item<double>(); }
@@ -152,6 +152,7 @@ double Preservation::cost(const at::Tensor& delta) const { return disturbance(de
 Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   const at::NoGradGuard no_grad;
   require_not_negative(weight, "weight");
+  require_float64("absorb");
   const auto rows = onto_basis((std::sqrt(weight) * as_rows(keys, dim(), "keys")).to(factor_.device())).contiguous();
   if (factor_.is_cpu() && rows.size(0) * kDimensionsPerRotation <= rank()) {
     auto upper = factor_.mT().clone(at::MemoryFormat::Contiguous);  // row-major Lᵀ is column-major L
@@ -172,7 +173,17 @@ Preservation Preservation::to(c10::Device device) const {
   return {factor_.to(device), jitter_, basis_.defined() ? basis_.to(device) : at::Tensor()};
 }
 
+Preservation Preservation::in_float32() const { return {factor_.to(at::kFloat), jitter_, basis_}; }
+
+void Preservation::require_float64(const char* action) const {
+  if (factor_.scalar_type() != at::kDouble) {
+    throw Error(c10::str("expected a metric in float64 to ", action, ", got one in float32; ", action,
+                         " with the metric that in_float32() was called on"));
+  }
+}
+
 void Preservation::save(const std::string& path) const {
+  require_float64("save");
   // Lᵀ, because L lies in memory by columns: so neither writing nor reading it takes a copy.
   TensorFile file{{{"upper", factor_.mT()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}};
   if (basis_.defined()) file.tensors["basis"] = basis_;

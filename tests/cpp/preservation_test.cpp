@@ -197,6 +197,17 @@ TEST(Preservation, RefusesWeightsThatAreNone) {
   EXPECT_THROW(metric.absorb(oracle::random({1, 4}, 2), std::nan("")), emmet::Error);
 }
 
+TEST(Preservation, InFloat32DiffersByRounding) {
+  const auto metric = Preservation::from_second_moment(second_moment(16));
+  const auto rounded = metric.in_float32();
+  const at::Tensor keys = oracle::random({3, 16}, 2);
+  EXPECT_EQ(rounded.factor().scalar_type(), at::kFloat);
+  const double error = oracle::relative_error(rounded.solve(keys), metric.solve(keys));
+  EXPECT_GT(error, 0.0);
+  EXPECT_LT(error, 1e-4);
+  EXPECT_THROW(rounded.absorb(keys), emmet::Error);
+}
+
 TEST(Preservation, KeepsNoGraph) {
   const auto metric = Preservation::from_second_moment(second_moment(4).requires_grad_(true));
   const at::Tensor keys = oracle::random({1, 4}, 2).requires_grad_(true);

@@ -351,6 +351,33 @@ class TestFile:
             Preservation.load(path)
 
 
+class TestInFloat32:
+    def test_constraints_hold_as_exactly_and_the_metric_is_rounded(self) -> None:
+        case = problem(np.random.default_rng(0), 40, 6)
+        exact, keys, residuals = metric(case.moment), torch.from_numpy(case.keys), torch.from_numpy(case.residuals)
+        update = solve(exact.in_float32(), keys, residuals)
+        assert update.diagnostics.constraint_residual < 1e-12
+        assert relative_error(update.dense().numpy() @ case.keys.T, case.residuals.T) < 1e-12
+        error = relative_error(update.dense().numpy(), closed_forms.emmet(case))
+        assert 0 < error < closed_forms.condition(case.moment) * torch.finfo(torch.float32).eps
+
+    def test_takes_half_the_bytes_and_gives_float64(self) -> None:
+        exact = metric(well_conditioned())
+        rounded = exact.in_float32()
+        assert rounded.factor.dtype == torch.float32
+        assert rounded.solve(torch.randn(3, 10)).dtype == torch.float64
+        delta = torch.randn(2, 10, dtype=torch.float64)
+        assert rounded.cost(delta) == pytest.approx(exact.cost(delta), rel=1e-6)
+
+    def test_can_neither_absorb_nor_be_saved(self, tmp_path: Path) -> None:
+        rounded = metric(well_conditioned()).in_float32()
+        with pytest.raises(EmmetError, match="expected a metric in float64 to absorb"):
+            rounded.absorb(torch.randn(1, 10))
+        with pytest.raises(EmmetError, match="expected a metric in float64 to save"):
+            rounded.save(tmp_path / "metric")
+        assert not (tmp_path / "metric").exists()
+
+
 def test_other_python_threads_run_while_a_moment_is_factorised() -> None:
     moment = torch.eye(2000, dtype=torch.float64)
     assert runs_beside_python(lambda: Preservation.from_second_moment(moment))
