@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Method = Literal["rome", "memit", "emmet", "alphaedit"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Optimizer = Literal["adam", "newton"]
+Optimizer = Literal["adam", "newton", "gradient"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 _DECIDED_BY_PRESET = (
@@ -45,9 +45,10 @@ class EditConfig:
     null_space_threshold: of alphaedit: eigenvalues of the second moment below it count as zero. "auto" is their mean,
         which suits a second moment of any scale.
     null_space_alpha: α of `Preservation.null_space`, for alphaedit: more of it keeps updates smaller.
-    optimizer: what finds the value vector v = h + δ: "adam" as published, or "newton": faster, less general.
+    optimizer: what finds the value vector v = h + δ: "adam" as published; "newton", in half the steps; or "gradient",
+        one step along it.
     learning_rate: of Adam.
-    steps: the most that are taken; each is one forward and backward pass.
+    steps: the most that are taken, each one forward and backward pass; 1 for "gradient".
     clamp: the largest ‖δ‖/‖h‖.
     weight_decay: weight of ‖δ‖/‖h‖² in the loss.
     kl_factor: weight in the loss of the KL divergence from the unedited model, at the subject in "{subject} is a".
@@ -84,6 +85,9 @@ class EditConfig:
             object.__setattr__(self, "prefixes", _checked_sequence("prefixes", self.prefixes, _TEXT))
         if self.ridge is not None:
             _check_ridge(self.method, self.ridge)
+        if self.optimizer == "gradient" and self.steps not in (None, 1):
+            message = f'optimizer "gradient" takes 1 step, got steps = {self.steps!r}: leave steps out'
+            raise ConfigError(message)
         for name, rule in _RULES.items():
             value = getattr(self, name)
             undecided = value is None and name in _DECIDED_BY_PRESET
@@ -99,6 +103,8 @@ class EditConfig:
         for name in _DECIDED_BY_PRESET:
             if settings[name] is None:
                 settings[name] = getattr(preset, name)
+        if self.optimizer == "gradient":
+            settings["steps"] = 1
         resolved = ResolvedConfig(**settings)
         deepest = resolved.layers[-1]
         if deepest >= depth:

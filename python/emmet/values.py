@@ -6,7 +6,7 @@
     + kl_factor · KL(edited ‖ unedited) at the subject's last token of "{subject} is a"
     + weight_decay · ‖δ‖ / ‖h‖²                                       subject to ‖δ‖ <= clamp · ‖h‖
 
-by Adam or by Newton steps on margins (see `optimisers`). Losses and δ are those of one edit at a time; many edits share
+by Adam, by Newton steps on margins, or by one step along the gradient (see `optimisers`). Losses and δ are those of one edit at a time; many edits share
 each forward pass.
 """
 
@@ -25,13 +25,14 @@ from .config import ResolvedConfig
 from .edits import Edit
 from .errors import NonFiniteError
 from .hooks import frozen
-from .optimisers import Adam, Losses, MarginNewton, Optimiser
+from .optimisers import Adam, Gradient, Losses, MarginNewton, Optimiser
 from .progress import Progress, silent, within
 from .suffixes import Injection, Row, Suffixes
 from .tokens import Prompt, encode_prompts
 
-# The radius of `MarginNewton`'s first step, relative to ‖h‖.
-_FIRST_RADIUS = 0.5
+# Relative to ‖h‖: the radius of `MarginNewton`'s first step, and the length of `Gradient`'s.
+_FIRST_RADIUS = 0.1
+_GRADIENT_LENGTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,8 @@ def _minimise(objective: _Objective, config: ResolvedConfig, progress: Progress)
 def _optimiser(config: ResolvedConfig, start: Tensor) -> Optimiser:
     if config.optimizer == "adam":
         return Adam(config.learning_rate)
+    if config.optimizer == "gradient":
+        return Gradient(min(_GRADIENT_LENGTH, config.clamp) * start.norm(dim=-1))
     return MarginNewton(_FIRST_RADIUS * start.norm(dim=-1))
 
 

@@ -1,0 +1,73 @@
+"""What the benchmarks share: timing ways in turn, ratios with their spread, tables, and JSON beside them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def seconds(way: Callable[[], object]) -> float:
+    """The wall time of one call."""
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
+
+
+def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, round by round: a machine that slows down slows all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(seconds(way))
+    return taken
+
+
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
+    """How many times as long `slow` took, round by round."""
+    return [theirs / ours for theirs, ours in zip(slow, fast, strict=True)]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def peak_bytes(way: Callable[[], object]) -> int:
+    """By how much the resident memory of the process rises during one call (Linux)."""
+    _CLEAR_REFS.write_text("5")  # sets the peak to the present size
+    before = _memory("VmRSS")
+    way()
+    return _memory("VmHWM") - before
+
+
+def _memory(field: str) -> int:
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With the option that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", type=Path, help="write the figures to this file too")
+    return made
+
+
+def report(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | None) -> None:
+    """Print a Markdown table of rows with the same keys, and write it as JSON where that is asked for."""
+    columns = list(rows[0])
+    print(f"{title}, {torch.get_num_threads()} threads\n")
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(str(row[column]) for column in columns) + " |")
+    print()
+    if json_file:
+        json_file.write_text(json.dumps({"title": title, "rows": rows}, indent=2, ensure_ascii=False))

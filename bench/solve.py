@@ -1,0 +1,114 @@
+"""How long a solve takes, against the published recipe: python bench/solve.py [--dims 1536 6400] [--edits 1 16 …]
+
+The recipe is that of research code: inverse(C) and inverse(KᵀC⁻¹K + μI) in float64 for every batch. emmet keeps the
+Cholesky factor of C, as it does in use; what that costs once, and what loading it from a file costs, is shown apart.
+For one edit the yardstick is the time to read the triangle of the factor once for each of two triangular solves, at
+the memory bandwidth that a sum over as many bytes reaches. Memory is counted in doubles, beside what the design allows:
+2 d² + 2 n d + n·min(n, d).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import emmet
+from measure import in_turn, parser, peak_bytes, ratios, report, seconds, spread
+
+RIDGE = 1.0
+LOW_RANK = 256
+
+
+def second_moment(dim: int) -> Tensor:
+    """C [dim, dim] with a few strong directions above a spectrum that falls over six decades, as keys have."""
+    generator = torch.Generator().manual_seed(dim)
+    strong = torch.randn(LOW_RANK, dim, generator=generator, dtype=torch.float64)
+    return strong.T @ strong / LOW_RANK + torch.logspace(0, -6, dim, dtype=torch.float64).diag()
+
+
+def recipe(moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+    """Δ [d_out, d_in] as research code finds it."""
+    keys, residuals = keys.double(), residuals.double()
+    inverse = torch.inverse(moment)
+    gram = keys @ inverse @ keys.T
+    return residuals.T @ torch.inverse(gram + RIDGE * torch.eye(len(keys), dtype=torch.float64)) @ keys @ inverse
+
+
+def bandwidth_floor(dim: int) -> Callable[[], object]:
+    """Reads as many bytes as the factor's triangle has, twice."""
+    triangle = torch.ones(dim * (dim + 1) // 2, dtype=torch.float64)
+    return lambda: (triangle.sum(), triangle.sum())
+
+
+def first_use(moment: Tensor) -> dict[str, object]:
+    dim = len(moment)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "factor.safetensors"
+        metric = emmet.Preservation.from_second_moment(moment)
+        factorise = seconds(lambda: emmet.Preservation.from_second_moment(moment))
+        save = seconds(lambda: metric.save(file))
+        load = seconds(lambda: emmet.Preservation.load(file))
+    return {"d": dim, "factorise, s": f"{factorise:.2f}", "save, s": f"{save:.2f}", "load, s": f"{load:.2f}"}
+
+
+def main() -> None:
+    options_of = parser(__doc__)
+    options_of.add_argument("--dims", type=int, nargs="+", default=[1536])
+    options_of.add_argument("--edits", type=int, nargs="+", default=[1, 16, 256, 1024, 4096, 10000])
+    options_of.add_argument("--rounds", type=int, default=3)
+    options = options_of.parse_args()
+
+    uses, rows = [], []
+    for dim in options.dims:
+        moment = second_moment(dim)
+        uses.append(first_use(moment))
+        metric = emmet.Preservation.from_second_moment(moment)
+        single = metric.in_float32()
+        for count in options.edits:
+            generator = torch.Generator().manual_seed(count)
+            keys = torch.randn(count, dim, generator=generator)
+            residuals = torch.randn(count, dim // 4, generator=generator)
+
+            def solve(metric: emmet.Preservation = metric, k: Tensor = keys, r: Tensor = residuals) -> emmet.Update:
+                return emmet.solve(metric, k, r, ridge=RIDGE)
+
+            exact = solve().dense()
+            error = ((solve(single).dense() - exact).norm() / exact.norm()).item()
+            difference = ((recipe(moment, keys, residuals) - exact).norm() / exact.norm()).item()
+            floor = bandwidth_floor(dim)
+            floor()
+            taken = in_turn(
+                {
+                    "recipe": lambda k=keys, r=residuals, c=moment: recipe(c, k, r),
+                    "emmet": solve,
+                    "float32": lambda one=single, way=solve: way(one),
+                    "floor": floor,
+                },
+                options.rounds,
+            )
+            allowed = 2 * dim**2 + 2 * count * dim + count * min(count, dim)
+            used = peak_bytes(solve) / 8 + dim**2 + (keys.numel() + residuals.numel()) / 2
+            rows.append(
+                {
+                    "d": dim,
+                    "n": count,
+                    "emmet, s": f"{statistics.median(taken['emmet']):.4f}",
+                    "recipe / emmet": spread(ratios(taken["recipe"], taken["emmet"]), 1),
+                    "emmet / reading": spread(ratios(taken["emmet"], taken["floor"]), 1) if count == 1 else "",
+                    "emmet / float32": spread(ratios(taken["emmet"], taken["float32"])),
+                    "float32 error": f"{error:.0e}",
+                    "recipe differs": f"{difference:.0e}",
+                    "memory / allowed": f"{used / allowed:.2f}",
+                }
+            )
+    report("First use of a metric", uses, None)
+    report(f"Solve, μ = {RIDGE:g}, d_out = d / 4", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
