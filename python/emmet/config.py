@@ -45,6 +45,9 @@ class EditConfig:
     null_space_threshold: of alphaedit: eigenvalues of the second moment below it count as zero. "auto" is their mean,
         which suits a second moment of any scale.
     null_space_alpha: α of `Preservation.null_space`, for alphaedit: more of it keeps updates smaller.
+    absorb: weight of the keys K_p of earlier edits among the memories that a later edit preserves, next to a weight of
+        1 of the edits at hand. With a ridge μ > 0, C + absorb/μ · K_pK_pᵀ takes the place of C; where the ridge is 0 or
+        "auto", C + absorb · K_pK_pᵀ. AlphaEdit's is 1; 0 forgets earlier edits, as published ROME, MEMIT and EMMET do.
     optimizer: what finds the value vector v = h + δ: "adam" as published; "newton", in half the steps; or "gradient",
         one step along it.
     learning_rate: of Adam.
@@ -63,6 +66,7 @@ class EditConfig:
     ridge: float | Literal["auto"] | None = None
     null_space_threshold: float | Literal["auto"] | None = None
     null_space_alpha: float | None = None
+    absorb: float = 1.0
     optimizer: Optimizer = "adam"
     learning_rate: float | None = None
     steps: int | None = None
@@ -177,6 +181,7 @@ _RULES = {
         'a number above 0 or "auto"', lambda value: value == "auto" or _POSITIVE.accepts(value)
     ),
     "null_space_alpha": _POSITIVE,
+    "absorb": _NOT_NEGATIVE,
     "learning_rate": _POSITIVE,
     "steps": _COUNT,
     "clamp": _POSITIVE,

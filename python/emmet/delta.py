@@ -47,9 +47,9 @@ class LayerDelta:
     update: Update
 
     @staticmethod
-    def of(projection: Projection, updates: Sequence[Update]) -> LayerDelta:
-        """The sum of updates to a weight that does not have them yet."""
-        return LayerDelta(projection.name, projection.transposed, tensor_digest(projection.weight).hex(), _sum(updates))
+    def of(projection: Projection, update: Update) -> LayerDelta:
+        """An update of a weight that does not have it yet."""
+        return LayerDelta(projection.name, projection.transposed, tensor_digest(projection.weight).hex(), update)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Delta:
     def apply(self, model: PreTrainedModel) -> Backup:
         """Add the updates to the model's weights in place, and return what takes them back.
 
-        The result is that of the `Editor.edit` that made the delta, bit for bit. Raises ModelError, before anything
-        is changed, if the weights are not those that it was made for.
+        By the delta of an editor's first edit, and by `Editor.delta`, they become the editor's, bit for bit. Raises
+        ModelError, before anything is changed, if the weights are not those that it was made for.
         """
         arch = discover(model)
         projections = {layer: self._checked_projection(arch, layer) for layer in self.layers}
@@ -200,10 +200,14 @@ def _report(*, layer: int, edits: Sequence[int], **diagnostics: float) -> LayerR
     return LayerReport(layer, range(*edits), Diagnostics(**diagnostics))
 
 
-def _sum(updates: Sequence[Update]) -> Update:
+def summed(updates: Sequence[Update]) -> Update:
+    """The sum of updates of one weight."""
     if len(updates) == 1:
         return updates[0]
     if all(update.is_low_rank for update in updates):
         left = torch.cat([update.left for update in updates], dim=1)
         return Update.from_factors(left, torch.cat([update.right for update in updates]))
-    return Update.from_dense(torch.stack([update.dense() for update in updates]).sum(0))
+    total = updates[0].dense()
+    for update in updates[1:]:
+        total += update.dense()
+    return Update.from_dense(total)

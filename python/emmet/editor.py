@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ._core import Preservation, Update, solve
-from .architectures import Architecture, Projection, discover
+from ._core import Preservation, solve
+from .architectures import Architecture, discover
 from .config import EditConfig, ResolvedConfig
-from .delta import Delta, LayerDelta, LayerReport
+from .delta import Delta, LayerDelta, LayerReport, summed
 from .edits import Edit, check_consistent
-from .errors import ConfigError, EditError, EmmetError, NonFiniteError
+from .errors import ConfigError, EditError, EmmetError, ModelError, NonFiniteError, StatisticsError
+from .fingerprint import rest_fingerprint, tensor_digest
 from .forward import last_token_states
 from .keys import in_contexts, subject_keys
+from .ledger import Base, Batch, Entry, Given, Ledger
+from .memories import Memories
 from .prefixes import sample_prefixes
 from .progress import Progress, silent, within
 from .statistics import Statistics, collect_statistics, statistics_folder
@@ -26,27 +33,64 @@ from .value_cache import cached_values
 from .values import Values, optimise_values
 from .weights import Backup
 
+Prompts: TypeAlias = Sequence[Sequence[Prompt]]  # for each edit, what `in_contexts` gave
 
-class EditHandle:
-    """One call of `Editor.edit`: what it changed, and how to take it back."""
 
-    def __init__(self, editor: Editor, delta: Delta, values: Values, backup: Backup) -> None:
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What a change leaves: the edits in effect, and digests of the edited weights, by layer."""
+
+    ledger: Ledger
+    digests: Mapping[int, str]
+
+
+class Change:
+    """A change of an editor's model, and how to take it back."""
+
+    def __init__(self, editor: Editor, after: _State, backup: Backup) -> None:
         self._editor = editor
+        self._after = after
         self._backup = backup
+
+    def undo(self) -> None:
+        """Give every edited weight the very bits that it had before, and the editor's ledger its former entries.
+
+        Changes are undone in reverse order; `Editor.remove` takes back edits in any. Raises EmmetError if this one was
+        undone already, or a later one was not.
+        """
+        self._editor._undo(self)
+
+
+class EditHandle(Change):
+    """One call of `Editor.edit`.
+
+    delta: what the edits add to the model as it was before; where they replace older edits, as it was without these.
+    values: the value vectors that were found.
+    entries: the edits in the editor's ledger.
+    replaced: the older edits whose prompt and subject one of these has, too. They are no longer in effect.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        after: _State,
+        backup: Backup,
+        *,
+        delta: Delta,
+        values: Values,
+        entries: tuple[Entry, ...],
+        replaced: tuple[Entry, ...],
+    ) -> None:
+        super().__init__(editor, after, backup)
         self.delta = delta
         self.values = values
+        self.entries = entries
+        self.replaced = replaced
 
     @property
     def diagnostics(self) -> tuple[LayerReport, ...]:
         """How each solve went, in order: one a layer, and for ROME one a layer and edit."""
         return self.delta.reports
-
-    def undo(self) -> None:
-        """Give every edited weight the very bits that it had before.
-
-        Edits are undone in reverse order. Raises EmmetError if this one was undone already, or a later one was not.
-        """
-        self._editor._undo(self)
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write the edit as a delta folder (see `Delta.save`)."""
@@ -83,40 +127,101 @@ class Editor:
         self._progress = progress
         self._injection = _injection(self.arch, self.config.layers)
         self._statistics = self._checked_statistics(statistics, corpus)
-        self._metrics: dict[int, Preservation] = {}
+        self._memories = Memories(self.arch, self._statistics, self.config)
         self._prefixes: tuple[str, ...] | None = None
-        self._applied: list[EditHandle] = []
+        self._base: Backup | None = None
+        self._changes: list[Change] = []
+        self._unedited = _State(Ledger(), {})
 
-    def edit(self, edits: Sequence[Edit]) -> EditHandle:
+    def edit(self, edits: Sequence[Edit], *, author: str = "") -> EditHandle:
         """Make the model answer each edit's prompt with its target.
 
-        All methods solve for all edits at once, but ROME for one after the other. On any exception, an interrupt
-        included, every weight is left as it was. Raises EditError for edits that contradict each other or do not fit
-        the model, DependentKeysError where an equality constraint cannot be met.
+        All methods solve for all edits at once, but ROME for one after the other. Edits that are in effect already
+        become memories to preserve (see `EditConfig.absorb`), but for those with the prompt and subject of a new edit,
+        which it replaces. `author` is kept in the ledger.
+
+        On any exception, an interrupt included, weights and ledger are left as they were. Raises EditError for edits
+        that contradict each other or do not fit the model, DependentKeysError where an equality constraint cannot be
+        met.
         """
         prompts = self._checked_prompts(edits)
-        projections = {layer: self.arch.projection(layer) for layer in self.config.layers}
-        backup = Backup(projection.weight for projection in projections.values())
         size = 1 if self.config.method == "rome" else len(edits)
         values: list[Values] = []
-        solved: list[tuple[LayerReport, Update]] = []
-        try:
-            for batch in (range(first, first + size) for first in range(0, len(edits), size)):
-                of_batch = [prompts[i] for i in batch]
-                progress = within(self._progress, batch.start * self.config.steps, len(edits) * self.config.steps)
-                values.append(self._values([edits[i] for i in batch], of_batch, progress))
-                solved += self._solve_and_apply(batch, of_batch, values[-1].targets)
-            # The weights become base + sum, rounded once: what the delta gives when it is applied elsewhere.
-            backup.restore()
-            delta = self._delta(edits, projections, solved)
-            for layer, projection in projections.items():
-                delta.layers[layer].update.apply_(projection.weight, projection.transposed)
-            handle = EditHandle(self, delta, Values.joined(values), backup)
-            self._applied.append(handle)
-        except BaseException:
-            backup.restore()
-            raise
+        with self._changing() as (ledger, backup):
+            replaced = ledger.replaced_by(edits)
+            if replaced:
+                ledger = self._without(ledger, {entry.id for entry in replaced})
+            before, digests = ledger.batches, self._digests()
+            entries = ledger.next_entries(edits, time=_now(), author=author, config=self.config)
+            for rows in (slice(first, first + size) for first in range(0, len(edits), size)):
+                progress = within(self._progress, rows.start * self.config.steps, len(edits) * self.config.steps)
+                values.append(self._values(edits[rows], prompts[rows], progress))
+                batch = Batch(entries[rows], self.prefixes, values[-1].targets)
+                ledger = self._with(ledger, batch, self._measuring(batch, prompts[rows]))
+            handle = EditHandle(
+                self,
+                _State(ledger, self._digests()),
+                backup,
+                delta=self._delta(ledger.batches[len(before) :], digests),
+                values=Values.joined(values),
+                entries=entries,
+                replaced=replaced,
+            )
+            self._changes.append(handle)
         return handle
+
+    def remove(self, ids: Collection[int]) -> Change:
+        """Take back single edits, by their ids in the ledger, as if they had never been made.
+
+        The batch that holds the first of them is solved again without them. Where one layer is edited, it is given the
+        keys and residuals that were kept, so that this takes the time of one solve. The batches after it, and all of
+        them where edits are spread over several layers, depend on what was removed: their keys and residuals are read
+        anew, by a forward pass. Values are kept, not found again. So the weights become what the other edits alone
+        give, to rounding, but for values of later batches, which were found beside what is removed; and they get back
+        the bits of the unedited model when nothing is left.
+
+        On any exception weights and ledger are left as they were. Raises EmmetError for ids that are not in the ledger.
+        """
+        with self._changing() as (ledger, backup):
+            change = Change(self, _State(self._without(ledger, set(ids)), self._digests()), backup)
+            self._changes.append(change)
+        return change
+
+    def list(self) -> tuple[Entry, ...]:
+        """The edits that are in effect, in the order in which they were made."""
+        return self._state.ledger.entries
+
+    def delta(self) -> Delta:
+        """All edits that are in effect, as one delta of the unedited model."""
+        state = self._state
+        digests = self._unedited.digests if self._changes else self._digests()
+        return self._delta(state.ledger.batches, digests)
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the ledger as a folder, from which `load` brings its edits back into the unedited model."""
+        self._state.ledger.save(directory, self._described_base())
+
+    def load(self, directory: str | PathLike[str]) -> Change:
+        """Make all edits of a ledger that `save` wrote, without finding their values again.
+
+        The solves are given what they were given then. Raises FormatError for a folder that is no ledger, EmmetError if
+        this editor has edits already, and ModelError, StatisticsError or ConfigError if the ledger is for another
+        model, other statistics or settings that solve otherwise; nothing is changed then.
+        """
+        kept, base = Ledger.load(directory)
+        if self._changes:
+            message = "expected an editor without edits, got one with some: undo them, or make a new Editor"
+            raise EmmetError(message)
+        self._check_base(base)
+        for batch in kept.batches:
+            _check_solves_alike(batch.config, self.config)
+        with self._changing() as (ledger, backup):
+            for batch in kept.batches:
+                ledger = self._with(ledger, batch, batch.given.__getitem__)
+            ledger = replace(ledger, last_id=kept.last_id)
+            change = Change(self, _State(ledger, self._digests()), backup)
+            self._changes.append(change)
+        return change
 
     def keys(self, edits: Sequence[Edit], layer: int) -> Tensor:
         """The keys of edits at a layer in the model as it is now: [n, d_in] float64."""
@@ -146,11 +251,42 @@ class Editor:
         return self._prefixes
 
     def preservation(self, layer: int) -> Preservation:
-        """The metric of an edited layer, on the device of its weight. Factorised at first use."""
-        if layer not in self._metrics:
-            device = self.arch.projection(layer).weight.device
-            self._metrics[layer] = _metric(self._statistics[layer].second_moment.to(device), self.config)
-        return self._metrics[layer]
+        """The metric of an edited layer, on the device of its weight, with the edits in effect among its memories.
+
+        Factorised at first use.
+        """
+        return self._memories.after(layer, self._state.ledger.batches)
+
+    @property
+    def _state(self) -> _State:
+        return self._changes[-1]._after if self._changes else self._unedited
+
+    @contextmanager
+    def _changing(self) -> Iterator[tuple[Ledger, Backup]]:
+        """Yield the ledger as it is, and a backup that gives the weights their bits back if the body raises."""
+        digests, backup, count = self._digests(), Backup(self._weights()), len(self._changes)
+        if not self._changes:
+            self._unedited, self._base = _State(Ledger(), digests), backup
+        elif digests != self._state.digests:
+            message = "expected the weights that the latest edit left, got others: something else has changed them; "
+            message += "undo that first, or make a new Editor for the model as it is now"
+            raise EmmetError(message)
+        try:
+            yield self._state.ledger, backup
+        except BaseException:
+            del self._changes[count:]
+            backup.restore()
+            raise
+
+    def _undo(self, change: Change) -> None:
+        if change not in self._changes:
+            message = "expected an edit that is applied, got one that was undone already"
+            raise EmmetError(message)
+        if self._changes[-1] is not change:
+            message = "expected the latest edit, got an earlier one: undo the later edits first"
+            raise EmmetError(message)
+        change._backup.restore()
+        self._changes.pop()
 
     def _checked_statistics(
         self, statistics: Statistics | str | PathLike[str] | None, corpus: str | Path
@@ -165,7 +301,7 @@ class Editor:
         statistics.check(self.arch, *layers)
         return statistics
 
-    def _checked_prompts(self, edits: Sequence[Edit]) -> list[list[Prompt]]:
+    def _checked_prompts(self, edits: Sequence[Edit]) -> Prompts:
         if not edits:
             message = "expected one edit or more, got none: give a list of emmet.Edit"
             raise EditError(message)
@@ -180,66 +316,127 @@ class Editor:
                 raise EditError(message)
         return prompts
 
-    def _values(self, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], progress: Progress) -> Values:
+    def _values(self, edits: Sequence[Edit], prompts: Prompts, progress: Progress) -> Values:
         arguments = (self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress)
         if self._value_cache is None:
             return optimise_values(*arguments)
         return cached_values(self._value_cache, *arguments)
 
-    def _solve_and_apply(
-        self, batch: range, prompts: Sequence[Sequence[Prompt]], targets: Tensor
-    ) -> list[tuple[LayerReport, Update]]:
-        """Spread a batch over the layers, lowest first (MEMIT, arXiv 2210.07229, algorithm 1)."""
-        layers = self.config.layers
+    def _measuring(self, batch: Batch, prompts: Prompts) -> Callable[[int], Given]:
+        """For a layer, the keys of a batch and its share of the residuals, in the model as it is when asked."""
         bare = [contexts[0].ids[: contexts[0].subject + 1] for contexts in prompts]
-        solved = []
-        for done, layer in enumerate(layers):
-            current = last_token_states(self.arch, bare, self._injection.site(self.arch))
-            residuals = (targets.double() - current.double()) / (len(layers) - done)
-            keys = subject_keys(self.arch, prompts, layer)
-            update = solve(self.preservation(layer), keys, residuals, self.config.ridge)
-            projection = self.arch.projection(layer)
-            update.apply_(projection.weight, projection.transposed)
-            solved.append((LayerReport(layer, batch, update.diagnostics), update))
-        return solved
+        layers = self.config.layers
 
-    def _delta(
-        self,
-        edits: Sequence[Edit],
-        projections: Mapping[int, Projection],
-        solved: Sequence[tuple[LayerReport, Update]],
-    ) -> Delta:
+        def measure(layer: int) -> Given:
+            current = last_token_states(self.arch, bare, self._injection.site(self.arch))
+            missing = batch.values.to(current.device).double() - current.double()
+            return Given(subject_keys(self.arch, prompts, layer), missing / (len(layers) - layers.index(layer)))
+
+        return measure
+
+    def _with(self, ledger: Ledger, batch: Batch, give: Callable[[int], Given]) -> Ledger:
+        """Solve a batch with what `give` gives for a layer, and put it into the ledger and the weights.
+
+        It is spread over the layers, lowest first (MEMIT, arXiv 2210.07229, algorithm 1). The weights become the
+        unedited ones plus the sum of all updates, rounded once: what `delta` gives when it is applied elsewhere.
+        """
+        given, updates = {}, {}
+        for layer in self.config.layers:
+            given[layer] = give(layer)
+            metric = self._memories.after(layer, ledger.batches)
+            updates[layer] = solve(metric, *given[layer], self.config.ridge)
+            projection = self.arch.projection(layer)
+            updates[layer].apply_(projection.weight, projection.transposed)
+        ledger = ledger.with_batch(replace(batch, given=given, updates=updates))
+        self._write(ledger.batches)
+        return ledger
+
+    def _without(self, ledger: Ledger, ids: Set[int]) -> Ledger:
+        """Take edits out of the ledger and the weights (see `remove`)."""
+        first = ledger.first_with(ids)
+        left = replace(ledger, batches=ledger.batches[:first])
+        self._write(left.batches)
+        for index, before in enumerate(ledger.batches[first:], start=first):
+            batch = before.without(ids)
+            if not batch.entries:
+                continue
+            if index == first and len(self.config.layers) == 1:
+                left = self._with(left, batch, batch.given.__getitem__)
+            else:
+                prompts = [in_contexts(self.tokenizer, entry.edit, batch.prefixes) for entry in batch.entries]
+                left = self._with(left, batch, self._measuring(batch, prompts))
+        return left
+
+    def _write(self, batches: Sequence[Batch]) -> None:
+        """Give each edited weight what it has without edits, plus the sum of these batches' updates."""
+        assert self._base is not None
+        self._base.restore()
+        if batches:
+            for layer in self.config.layers:
+                projection = self.arch.projection(layer)
+                total = summed([batch.updates[layer] for batch in batches])
+                total.apply_(projection.weight, projection.transposed)
+
+    def _delta(self, batches: Sequence[Batch], digests: Mapping[int, str]) -> Delta:
+        """What batches add to weights of these digests."""
+        layers, reports, done = {}, [], 0
+        for batch in batches:
+            edits = range(done, done := done + len(batch.entries))
+            reports += [LayerReport(layer, edits, update.diagnostics) for layer, update in batch.updates.items()]
+        for layer in self.config.layers if batches else ():
+            projection = self.arch.projection(layer)
+            total = summed([batch.updates[layer] for batch in batches])
+            layers[layer] = LayerDelta(projection.name, projection.transposed, digests[layer], total)
         return Delta(
-            edits=tuple(edits),
+            edits=tuple(entry.edit for batch in batches for entry in batch.entries),
             config=self.config,
-            prefixes=self.prefixes,
+            prefixes=batches[-1].prefixes if batches else (),
             base=self.arch.model.name_or_path or None,
-            layers={
-                layer: LayerDelta.of(projection, [update for report, update in solved if report.layer == layer])
-                for layer, projection in projections.items()
-            },
-            reports=tuple(report for report, _ in solved),
+            layers=layers,
+            reports=tuple(reports),
         )
 
-    def _undo(self, handle: EditHandle) -> None:
-        if handle not in self._applied:
-            message = "expected an edit that is applied, got one that was undone already"
-            raise EmmetError(message)
-        if self._applied[-1] is not handle:
-            message = "expected the latest edit, got an earlier one: undo the later edits first"
-            raise EmmetError(message)
-        handle._backup.restore()
-        self._applied.pop()
+    def _weights(self) -> Iterator[nn.Parameter]:
+        return (self.arch.projection(layer).weight for layer in self.config.layers)
+
+    def _digests(self) -> dict[int, str]:
+        return {
+            layer: tensor_digest(weight).hex()
+            for layer, weight in zip(self.config.layers, self._weights(), strict=True)
+        }
+
+    def _described_base(self) -> Base:
+        return Base(
+            name=self.arch.model.name_or_path or None,
+            weights=self._unedited.digests if self._changes else self._digests(),
+            rest=rest_fingerprint(self.arch, self.config.layers),
+            moments={layer: tensor_digest(self._statistics[layer].second_moment).hex() for layer in self.config.layers},
+        )
+
+    def _check_base(self, expected: Base) -> None:
+        """Raise ModelError or StatisticsError unless the unedited model and the statistics are those of a ledger."""
+        found = self._described_base()
+        if (found.weights, found.rest) != (expected.weights, expected.rest):
+            message = f"expected the model that the ledger is for ({expected.name}), got another, or one with edits; "
+            message += "load that model, without edits and in the same dtype, and edit the same layers"
+            raise ModelError(message)
+        if found.moments != expected.moments:
+            message = "expected the statistics that the edits of the ledger were made with, got others; give those"
+            raise StatisticsError(message)
 
 
-def _metric(second_moment: Tensor, config: ResolvedConfig) -> Preservation:
-    """What the method preserves: memories in proportion to C, or all of them but those in its null space."""
-    if config.method != "alphaedit":
-        return Preservation.from_second_moment(second_moment)
-    threshold = config.null_space_threshold
-    if threshold == "auto":
-        threshold = float(second_moment.diagonal().mean())
-    return Preservation.null_space(second_moment, threshold, config.null_space_alpha)
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _check_solves_alike(found: ResolvedConfig, expected: ResolvedConfig) -> None:
+    """Raise ConfigError if settings differ that decide what a solve gives for the same keys and residuals."""
+    for name in ("method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb"):
+        ours, theirs = getattr(expected, name), getattr(found, name)
+        if ours != theirs:
+            message = f"expected the settings of the ledger, got {name} {ours!r} instead of {theirs!r}; "
+            message += "make the Editor with those"
+            raise ConfigError(message)
 
 
 def _injection(arch: Architecture, layers: Sequence[int]) -> Injection:

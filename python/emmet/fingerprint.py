@@ -66,6 +66,13 @@ def model_fingerprint(arch: Architecture) -> str:
     return digest.hexdigest()
 
 
+def rest_fingerprint(arch: Architecture, layers: Iterable[int]) -> str:
+    """A hash of all stored tensors but the weights that edits of `layers` change."""
+    edited = {f"{arch.projection(layer).name}.weight" for layer in layers}
+    rest = _joined(item for item in _digests(arch.model) if item[0] not in edited)
+    return hashlib.blake2b(rest, digest_size=16).hexdigest()
+
+
 def _digests(module: nn.Module, *, prefix: str = "", leave_out: str | None = None) -> Iterator[tuple[str, bytes]]:
     """Full name and digest of each stored tensor of `module`, tied ones once, but for names that start as `leave_out`.
 

@@ -27,7 +27,7 @@ def random_delta(model: PreTrainedModel, ranks: Mapping[int, int]) -> Delta:
     for layer, rank in ranks.items():
         projection = arch.projection(layer)
         update = random_update(projection.d_out, projection.d_in, rank, seed=layer)
-        layers[layer] = LayerDelta.of(projection, [update])
+        layers[layer] = LayerDelta.of(projection, update)
     return delta_of(layers)
 
 
