@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, so each command does 
 
     from .architectures import Architecture
     from .delta import Delta
-    from .editor import EditHandle
+    from .editor import EditHandle, Editor
     from .statistics import Statistics
 
 Row = tuple[str, str]  # of the results: what it is about, and what there is to say
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_stats(commands)
     _add_edit(commands)
+    _add_ledger(commands)
     _add_export(commands)
     _add_eval(commands)
     _add_info(commands)
@@ -124,6 +125,7 @@ examples:
   emmet edit gpt2 edits.jsonl --out model/ --format model           a whole model, for AutoModel.from_pretrained
   emmet edit gpt2 edits.jsonl --out adapter/ --format peft          a LoRA adapter, for PEFT and vLLM
   emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000
+  emmet edit gpt2 more.jsonl --out delta/ --ledger ledger/ --author "A. Reviewer"   beside the edits of a ledger
 
 Value vectors are kept as they are found: the same command goes on where it was interrupted.""",
     )
@@ -137,6 +139,13 @@ Value vectors are kept as they are found: the same command goes on where it was 
         type=_whole_number(0, _LARGEST_SEED),
         help="of the context prefixes that the model writes (default: 0)",
     )
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="DIR",
+        help="account of all edits, made if it is new: the output holds those in it as well as these",
+    )
+    parser.add_argument("--author", default="", metavar="TEXT", help="who makes the edits, for the ledger")
     _add_output(parser)
     parser.add_argument(
         "--format",
@@ -144,6 +153,44 @@ Value vectors are kept as they are found: the same command goes on where it was 
         default="delta",
         help=f"the update alone, which `emmet export` turns into the others (default); {_EXPORTS_HELP}",
     )
+
+
+def _add_ledger(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "ledger",
+        help="list the edits of a ledger, or take some back",
+        description="List the edits of a ledger, which `emmet edit --ledger` keeps, or take some back.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    listing = actions.add_parser("list", help="show all edits", description="Show all edits of a ledger.")
+    listing.set_defaults(run=_ledger_list)
+    _add_ledger_folder(listing)
+
+    removal = _command(
+        actions,
+        _ledger_remove,
+        "remove",
+        "take edits back, as if they had never been made",
+        """\
+examples:
+  emmet ledger remove ledger/ 3 5 --stats stats/ --out delta/
+
+The delta holds the edits that are left.""",
+    )
+    _add_ledger_folder(removal)
+    removal.add_argument(
+        "ids", metavar="ID", nargs="+", type=_whole_number(1), help="as `emmet ledger list` shows them"
+    )
+    removal.add_argument("--model", help="what the ledger is for (default: as it says)")
+    removal.add_argument(
+        "--stats", type=Path, required=True, metavar="DIR", help="statistics that the edits were made with"
+    )
+    _add_output(removal)
+
+
+def _add_ledger_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ledger", type=Path, metavar="LEDGER", help="folder that `emmet edit --ledger` wrote")
 
 
 def _add_export(commands: Any) -> None:
@@ -349,6 +396,7 @@ def _edit(options: argparse.Namespace) -> None:
     values = options.values or cache_folder() / "values"
     check_folder(values)
     _check_apart(options.out, options.model, options.records, options.stats, values)
+    known = options.ledger is not None and _check_ledger(options)
     _check_exportable(options, edits)
     if options.stats is None:
         open_corpus(options.corpus).digest()
@@ -368,14 +416,39 @@ def _edit(options: argparse.Namespace) -> None:
                 value_cache=values,
                 progress=progress,
             )
+        if known:
+            with watch.stage("ledger"):
+                editor.load(options.ledger)
         with watch.stage("edit"):
-            handle = editor.edit(edits)
+            handle = editor.edit(edits, author=options.author)
         with watch.stage("write"):
             if options.format == "model":
-                save_model(model, tokenizer, handle.delta, options.out, progress)
+                save_model(model, tokenizer, editor.delta(), options.out, progress)
             else:
-                _write_update(options, handle.delta)
-    _print_rows(*_edit_rows(handle, editor.config), ("time", str(watch)), ("written", str(options.out)))
+                _write_update(options, editor.delta())
+            if options.ledger is not None:
+                editor.save(options.ledger)
+    account = () if options.ledger is None else _account_rows(options.ledger, editor, handle)
+    _print_rows(*_edit_rows(handle, editor.config), *account, ("time", str(watch)), ("written", str(options.out)))
+
+
+def _check_ledger(options: argparse.Namespace) -> bool:
+    """Whether the ledger exists. Raises EmmetError if it is none, or could not be written."""
+    from .ledger import Ledger
+    from .output import MANIFEST, check_output
+
+    out, ledger = options.out.resolve(), options.ledger.resolve()
+    if out.is_relative_to(ledger) or ledger.is_relative_to(out):
+        message = (
+            f"the ledger {options.ledger} and the output {options.out} would replace one another: name folders apart"
+        )
+        raise ConfigError(message)
+    check_output(ledger)
+    _check_apart(ledger, options.model, options.records, options.stats)
+    if not (ledger / MANIFEST).exists():
+        return False
+    Ledger.load(options.ledger)  # once for the check, before the model is loaded
+    return True
 
 
 def _check_exportable(options: argparse.Namespace, edits: Sequence[Edit]) -> None:
@@ -412,6 +485,54 @@ def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
         seconds = sum(solve.seconds_whiten + solve.seconds_system for solve in solves)
         text = f"{delta.module}: ridge {ridge:.3g}, constraint residual {residual:.1e}, condition {condition:.1e}, "
         yield f"layer {layer}", text + f"solved in {seconds:.2g} s"
+
+
+def _account_rows(ledger: Path, editor: Editor, handle: EditHandle) -> Iterator[Row]:
+    yield "ledger", f"{ledger}: {len(editor.list())} edits, of which {handle.entries[0].id} and above are new"
+    targets = {(entry.edit.prompt, entry.edit.subject): entry.edit.target for entry in handle.entries}
+    for entry in handle.replaced:
+        newer = targets[entry.edit.prompt, entry.edit.subject]
+        yield "replaced", f"edit {entry.id}: {entry.edit.text!r} → {entry.edit.target!r}, which is now {newer!r}"
+
+
+def _ledger_list(options: argparse.Namespace) -> None:
+    from .ledger import Ledger
+
+    ledger, base = Ledger.load(options.ledger)
+    rows = [("model", base.name or "unknown"), ("edits", str(len(ledger.entries)))]
+    for entry in ledger.entries:
+        author = f", {entry.author}" if entry.author else ""
+        text = f"{entry.edit.text!r} → {entry.edit.target!r} by {entry.config.method}, {entry.time}{author}"
+        rows.append((str(entry.id), text))
+    _print_rows(*rows)
+
+
+def _ledger_remove(options: argparse.Namespace) -> None:
+    from .editor import Editor
+    from .ledger import Ledger
+    from .output import check_output
+
+    ledger, base = Ledger.load(options.ledger)
+    ledger.first_with(options.ids)  # unknown ids are reported before the model is loaded
+    options.model = options.model or base.name
+    if options.model is None:
+        message = f"{options.ledger} does not say what model it is for: name it with --model"
+        raise ConfigError(message)
+    check_output(options.out)
+    _check_apart(options.out, options.model, options.stats, options.ledger)
+    watch = _Stopwatch()
+    with _progress(options) as progress:
+        model, tokenizer = _load(options, watch, progress)
+        config = ledger.batches[-1].config
+        editor = Editor(model, tokenizer, config=config, statistics=options.stats, progress=progress)
+        with watch.stage("ledger"):
+            editor.load(options.ledger)
+        with watch.stage("remove"):
+            editor.remove(options.ids)
+        with watch.stage("write"):
+            editor.delta().save(options.out)
+            editor.save(options.ledger)
+    _print_rows(("edits", f"{len(editor.list())} left"), ("time", str(watch)), ("written", str(options.out)))
 
 
 def _export(options: argparse.Namespace) -> None:

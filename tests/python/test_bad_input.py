@@ -456,6 +456,24 @@ def test_export_of_a_delta_that_names_no_model(refused: Refused) -> None:
     assert message == f"{delta} does not say what model it was made for: name it with --model"
 
 
+def test_ledger(refused: Refused) -> None:
+    options = ("--layers", "1", "--stats", refused.folder / "stats", "--out", refused.scratch / "delta")
+    edits, ledger = refused.folder / "edits.jsonl", refused.scratch / "ledger"
+    assert cli.main(list(map(str, ("edit", refused.folder / "model", edits, *options, "--ledger", ledger)))) == 0
+
+    again = ("edit", refused.folder / "model", edits, *options, "--ledger")
+    for place in ("delta", "delta/ledger", "."):
+        assert "would replace one another: name folders apart" in refused(*again, refused.scratch / place)
+    assert "which holds other files" in refused(*again, refused.folder)
+    assert "got ridge 1.0 instead of 'auto'; make the Editor with those" in refused(*again, ledger, "--ridge", "1")
+    assert "expected a ledger of format" in refused(*again, refused.folder / "delta")
+
+    remove = ("ledger", "remove", ledger, *options[2:])
+    assert "expected ids of edits in the ledger, got 7; it has 1, 2" in refused(*remove, "7")
+    assert "expected a whole number of at least 1, got 'x'" in refused(*remove, "x")
+    assert "cannot read the ledger" in refused("ledger", "list", refused.scratch / "none")
+
+
 def test_export_of_a_rank_without_statistics(refused: Refused) -> None:
     export = ("export", refused.folder / "delta", "--format", "peft", "--out", refused.scratch / "out", "--rank")
     assert refused(*export, "1") == "--rank needs --stats DIR, the statistics that the edits were made with"

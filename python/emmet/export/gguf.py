@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..loading import require_gguf
 from ..output import MANIFEST, output_folder
 from ..storage import first_line, write_json
-from .lora import factorise
+from .lora import factorise, require_updates
 
 _FORMAT = "emmet.gguf.1"
 ADAPTER = "adapter.gguf"
@@ -64,6 +64,7 @@ def save_gguf(delta: Delta, directory: str | PathLike[str], base: str | PathLike
     float32. Raises ModelError if the delta does not fit the base, EmmetError if the folder holds files that emmet did
     not write.
     """
+    require_updates(delta)
     model = Base.read(base)
     layers = {
         model.weight_name(layer, of_layer): factorise(of_layer.update) for layer, of_layer in delta.layers.items()

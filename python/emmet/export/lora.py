@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .._core import Update
+from ..delta import Delta
+from ..errors import EmmetError
 
 
 class Factors(NamedTuple):
@@ -25,6 +27,13 @@ class Factors(NamedTuple):
         """The same update in float32, with zeros to fill a larger rank."""
         missing = rank - self.rank
         return Factors(pad(self.a.float(), (0, 0, 0, missing)), pad(self.b.float(), (0, missing)))
+
+
+def require_updates(delta: Delta) -> None:
+    """Raise EmmetError for a delta that changes nothing, which no adapter can say."""
+    if not delta.layers:
+        message = "expected a delta with edits, got one that has none left; serve the unedited model instead"
+        raise EmmetError(message)
 
 
 def factorise(update: Update) -> Factors:

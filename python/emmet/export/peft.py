@@ -10,7 +10,7 @@ from ..delta import Delta
 from ..errors import EmmetError
 from ..output import MANIFEST, output_folder
 from ..storage import write_json, write_tensors
-from .lora import factorise
+from .lora import factorise, require_updates
 
 _FORMAT = "emmet.peft.1"
 
@@ -24,6 +24,7 @@ def save_peft(delta: Delta, directory: str | PathLike[str]) -> None:
     Its factors are float32. Raises EmmetError if an update's rank is above 512, or if the folder holds files that
     emmet did not write.
     """
+    require_updates(delta)
     layers = {layer.module: factorise(layer.update) for layer in delta.layers.values()}
     rank = padded_rank(max(factors.rank for factors in layers.values()))
     tensors = {}
