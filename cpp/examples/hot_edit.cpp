@@ -1,10 +1,10 @@
 // Corrects a weight while another thread runs inference on it, and takes the correction back.
 //
-//   hot_edit [METRIC EDIT MODEL WEIGHT]
+//   hot_edit [METRIC LEDGER MODEL WEIGHT]
 //
-// METRIC is a file that Preservation.save wrote, and EDIT a safetensors file with "keys" [n, d_in] and "residuals"
-// [n, d_out]. WEIGHT is the name of a weight [d_out, d_in] in the safetensors file MODEL. Without arguments, random
-// numbers of the size of one MLP of SmolLM2-135M stand for all three.
+// METRIC is a file that Preservation.save wrote, and LEDGER a folder that Editor.save wrote, of edits of one layer,
+// whose first batch is made. WEIGHT is the name of that layer's weight [d_out, d_in] in the safetensors file MODEL.
+// Without arguments, random numbers of the size of one MLP of SmolLM2-135M stand for all three.
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/linear.h>
@@ -23,6 +23,8 @@
 #include <exception>
 #include <filesystem>
 #include <iostream>
+#include <map>
+#include <regex>
 #include <string>
 #include <thread>
 
@@ -30,18 +32,23 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr const char* kLedgerFile = "ledger.safetensors";
+
 struct Files {
-  std::string metric, edit, model, weight;
+  std::filesystem::path metric, ledger, model;
+  std::string weight;
 };
 
 Files random_files(const std::filesystem::path& folder) {
   constexpr int64_t d_in = 1536, d_out = 576, edits = 8;
-  const Files files{folder / "metric", folder / "edit", folder / "model", "down_proj.weight"};
+  const Files files{folder / "metric", folder / "ledger", folder / "model", "down_proj.weight"};
   emmet::Covariance covariance(d_in);
   covariance.add(at::randn({4 * d_in, d_in}));
   emmet::Preservation::from_second_moment(covariance.second_moment()).save(files.metric);
-  emmet::write_safetensors(files.edit,
-                           {{{"keys", at::randn({edits, d_in})}, {"residuals", at::randn({edits, d_out})}}, {}});
+  std::filesystem::create_directory(files.ledger);
+  emmet::write_safetensors(files.ledger / kLedgerFile, {{{"batch.0.layer.7.keys", at::randn({edits, d_in})},
+                                                         {"batch.0.layer.7.residuals", at::randn({edits, d_out})}},
+                                                        {}});
   emmet::write_safetensors(files.model, {{{files.weight, at::randn({d_out, d_in})}}, {}});
   return files;
 }
@@ -53,6 +60,25 @@ at::Tensor read(const std::string& path, const std::string& name) {
     throw emmet::Error(path + ": expected a tensor '" + name + "', got none of this name; see the top of hot_edit.cpp");
   }
   return found->second;
+}
+
+/// What a solve takes: keys [n, d_in] and residuals [n, d_out].
+struct Edits {
+  at::Tensor keys, residuals;
+};
+
+Edits read_first_batch(const std::filesystem::path& ledger) {
+  const auto tensors = emmet::read_safetensors(ledger / kLedgerFile).tensors;
+  const std::regex pattern("batch\\.0\\.layer\\.[0-9]+\\.(keys|residuals)");
+  std::map<std::string, at::Tensor> found;
+  for (const auto& [name, tensor] : tensors) {
+    std::smatch match;
+    if (std::regex_match(name, match, pattern) && !found.emplace(match[1], tensor).second) {
+      throw emmet::Error(ledger.string() + ": expected edits of one layer, got several; see the top of hot_edit.cpp");
+    }
+  }
+  if (found.empty()) throw emmet::Error(ledger.string() + ": expected a ledger with edits, got one without");
+  return {found.at("keys"), found.at("residuals")};
 }
 
 /// A folder of its own, removed in the end.
@@ -132,12 +158,11 @@ int hot_edit(const Files& files) {
   emmet::VersionedWeights served({{files.weight, read(files.model, files.weight)}});
 
   const auto metric = timed("load metric", [&] { return emmet::Preservation::load(files.metric); });
-  const auto keys = timed("load keys", [&] { return read(files.edit, "keys"); });
-  const auto residuals = timed("load residuals", [&] { return read(files.edit, "residuals"); });
+  const auto edits = timed("load ledger", [&] { return read_first_batch(files.ledger); });
 
-  Inference inference(served, files.weight, keys, residuals);
+  Inference inference(served, files.weight, edits.keys, edits.residuals);
   inference.go_on();
-  const auto update = timed("solve", [&] { return emmet::solve(metric, keys, residuals); });
+  const auto update = timed("solve", [&] { return emmet::solve(metric, edits.keys, edits.residuals); });
   timed("apply", [&] { served.apply({{files.weight, update}}); });
   inference.go_on();
   timed("undo", [&] { served.undo(); });
