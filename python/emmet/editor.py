@@ -204,7 +204,8 @@ class Editor:
     def load(self, directory: str | PathLike[str]) -> Change:
         """Make all edits of a ledger that `save` wrote, without finding their values again.
 
-        The solves are given what they were given then. Raises FormatError for a folder that is no ledger, EmmetError if
+        The solves are given what they were given then. Later edits get the ledger's prefixes, if the settings ask for
+        the same. Raises FormatError for a folder that is no ledger, EmmetError if
         this editor has edits already, and ModelError, StatisticsError or ConfigError if the ledger is for another
         model, other statistics or settings that solve otherwise; nothing is changed then.
         """
@@ -221,6 +222,8 @@ class Editor:
             ledger = replace(ledger, last_id=kept.last_id)
             change = Change(self, _State(ledger, self._digests()), backup)
             self._changes.append(change)
+        if kept.batches and _ask_for_same_prefixes(kept.batches[-1].config, self.config):
+            self._prefixes = kept.batches[-1].prefixes
         return change
 
     def keys(self, edits: Sequence[Edit], layer: int) -> Tensor:
@@ -437,6 +440,11 @@ def _check_solves_alike(found: ResolvedConfig, expected: ResolvedConfig) -> None
             message = f"expected the settings of the ledger, got {name} {ours!r} instead of {theirs!r}; "
             message += "make the Editor with those"
             raise ConfigError(message)
+
+
+def _ask_for_same_prefixes(one: ResolvedConfig, other: ResolvedConfig) -> bool:
+    names = ("prefixes", "prefix_count", "prefix_length", "seed")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _injection(arch: Architecture, layers: Sequence[int]) -> Injection:

@@ -353,6 +353,16 @@ class TestFile:
         assert_same_bits(again.arch.model, before)
         assert again.list() == ()
 
+    @pytest.mark.usefixtures("fixed_values")
+    def test_later_edits_get_the_prefixes_of_those_before(self, make, tmp_path):
+        config = replace(CONFIG, prefixes=None, prefix_count=2, prefix_length=5)
+        editor = after(make, config, EDITS)
+        editor.save(tmp_path / "ledger")
+        same, other = make(config), make(replace(config, seed=1))
+        for loaded in (same, other):
+            loaded.load(tmp_path / "ledger")
+        assert same.prefixes == editor.prefixes != other.prefixes
+
     def test_an_empty_one_is_kept(self, make, tmp_path):
         editor = make()
         editor.save(tmp_path / "ledger")
