@@ -6,8 +6,8 @@
     + kl_factor · KL(edited ‖ unedited) at the subject's last token of "{subject} is a"
     + weight_decay · ‖δ‖ / ‖h‖²                                       subject to ‖δ‖ <= clamp · ‖h‖
 
-by Adam, by Newton steps on margins, or by one step along the gradient (see `optimisers`). Losses and δ are those of one edit at a time; many edits share
-each forward pass.
+by Adam, by Newton steps on margins, or by one step along the gradient (see `optimisers`). Losses and δ are those of one
+edit at a time; many edits share each forward pass.
 """
 
 from __future__ import annotations

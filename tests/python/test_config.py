@@ -207,3 +207,9 @@ class TestParseLayers:
         with suppress(ConfigError):
             layers = parse_layers(text)
             assert layers == tuple(sorted(set(layers)))
+
+
+def test_gradient_takes_one_step() -> None:
+    assert EditConfig(optimizer="gradient", layers=[0]).resolve(SMOLLM2).steps == 1
+    with pytest.raises(ConfigError, match='optimizer "gradient" takes 1 step, got steps = 5: leave steps out'):
+        EditConfig(optimizer="gradient", steps=5)

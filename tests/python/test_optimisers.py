@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from emmet.optimisers import Adam, Losses, MarginNewton, margin_step
+from emmet.optimisers import Adam, Gradient, Losses, MarginNewton, margin_step
 
 CONTEXTS, WIDTH = 4, 12
 
@@ -66,6 +66,18 @@ def test_a_step_is_the_best_within_its_radius(seed, radius):
     for _ in range(50):
         other = torch.randn(3, WIDTH, generator=generator)
         assert (problem(other / other.norm(dim=1, keepdim=True) * length).total >= reached * 0.999).all()
+
+
+def test_gradient_is_one_step_of_the_given_length_downhill():
+    problem = Logistic(3, seed=4)
+    start, length = torch.zeros(3, WIDTH), torch.tensor([0.1, 0.5, 2.0])
+    optimiser = Gradient(length)
+    losses = problem(start)
+    optimiser.observe(start, losses)
+    torch.testing.assert_close(optimiser.point.norm(dim=1), length)
+    torch.testing.assert_close(functional.cosine_similarity(optimiser.point, -losses.gradient), torch.ones(3))
+    assert torch.equal(optimiser.loss, losses.total)
+    assert torch.equal(optimiser.propose(), optimiser.point)
 
 
 def test_newton_reaches_in_a_few_steps_what_takes_adam_many():

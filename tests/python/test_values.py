@@ -129,6 +129,22 @@ def test_newton_steps_lower_the_published_loss_faster(family):
         assert loss.item() == pytest.approx(reached.losses[0], rel=1e-3)
 
 
+def test_gradient_steps_once_along_the_gradient_of_the_published_loss():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    settings = config(model, steps=None, optimizer="gradient", clamp=0.3)
+    ours = our_values(model, tokenizer, EDITS, PREFIXES, settings)
+    start = our_values(model, tokenizer, EDITS, PREFIXES, replace(settings, optimizer="adam", steps=1))
+    assert ours.steps.tolist() == [1] * len(EDITS)
+    torch.testing.assert_close(ours.loss, start.loss)
+    delta = ours.targets - start.targets
+    torch.testing.assert_close(delta.norm(dim=1), 0.3 * start.targets.norm(dim=1), rtol=1e-4, atol=0)
+    # Adam's first step is the sign of the gradient times the rate.
+    adam = our_values(model, tokenizer, EDITS, PREFIXES, replace(settings, optimizer="adam", steps=2, clamp=1e3))
+    signs = (adam.targets - start.targets).sign()
+    assert ((delta.sign() == signs) | (delta.abs() < 1e-3 * delta.abs().max())).all()
+
+
 def test_without_prefixes_and_without_decay():
     tokenizer = tiny_tokenizer()
     model = tiny_model("phi", vocab_size=len(tokenizer))
