@@ -87,7 +87,7 @@ $(DONE)/build: $(DONE)/venv $(BUILD_FILES)
 	@touch $@
 
 $(DONE)/dev: $(DONE)/build
-	$(BIN)/pip install --quiet 'emmet-edit[datasets,dev]'
+	$(BIN)/pip install --quiet 'emmet-edit[datasets,dev,downstream]'
 	@touch $@
 
 $(DONE)/llama: $(DONE)/dev
