@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, so each command does 
     from .architectures import Architecture
     from .delta import Delta
     from .editor import EditHandle, Editor
+    from .evaluate import Drift, Report, Tasks, TaskScores
     from .statistics import Statistics
 
 Row = tuple[str, str]  # of the results: what it is about, and what there is to say
@@ -229,13 +230,37 @@ def _add_eval(commands: Any) -> None:
 examples:
   emmet eval gpt2 counterfact.json --report before/                  the unedited model
   emmet eval gpt2 counterfact.json --report after/ --delta delta/    with a delta of `emmet edit`
-  emmet eval model/ counterfact.json --report after/                 a model of `emmet edit --format model`""",
+  emmet eval model/ counterfact.json --report after/                 a model of `emmet edit --format model`
+  emmet eval gpt2 counterfact.json --report after/ --delta delta/ --drift wiki.txt --tasks lambada_openai,piqa""",
     )
     _add_model(parser)
     _add_records(parser, "DATA.jsonl", "records of ours, CounterFact or zsRE")
     parser.add_argument("--delta", type=Path, metavar="DIR", help="edits to apply first, written by `emmet edit`")
     parser.add_argument(
         "--report", type=Path, required=True, metavar="DIR", help="folder to write metrics.json and report.md to"
+    )
+    parser.add_argument(
+        "--texts",
+        action="store_true",
+        help="also measure texts that the model writes from generation prompts; slow",
+    )
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="attribute_snippets.json of ROME's release: also compare the texts with those of other subjects",
+    )
+    parser.add_argument(
+        "--drift",
+        metavar="TEXT",
+        help="a text file or hf:NAME on which to compare the model of --delta with the unedited one",
+    )
+    parser.add_argument(
+        "--tasks",
+        type=_names,
+        default=(),
+        metavar="A,B",
+        help="tasks of lm-eval, or YAML files of tasks, to run on the model, and with --delta on the unedited one",
     )
 
 
@@ -333,6 +358,10 @@ def _layers(text: str) -> tuple[int, ...]:
         return parse_layers(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _ridge(text: str) -> float | Literal["auto"]:
@@ -586,27 +615,70 @@ def _compressed(options: argparse.Namespace, delta: Delta) -> tuple[Delta, list[
 def _eval(options: argparse.Namespace) -> None:
     from .architectures import discover
     from .delta import Delta
-    from .evaluate import evaluate
+    from .evaluate import Tasks, evaluate, read_references
     from .output import check_folder
 
     records = read_records(options.records)[: options.limit]
     check_folder(options.report)
     delta = None if options.delta is None else Delta.load(options.delta)
+    references = None if options.references is None else read_references(options.references)
+    _check_drift(options)
+    tasks = Tasks(options.tasks) if options.tasks else None
+
     watch = _Stopwatch()
     with _progress(options) as progress:
         model, tokenizer = _load(options, watch, progress)
+        arch = discover(model)
+        drift, tasks_before = None, None
         if delta is not None:
+            with watch.stage("comparison"):
+                drift, tasks_before = _compare(options, arch, tokenizer, delta, tasks, progress)
             delta.apply(model)
         with watch.stage("evaluation"):
-            report = evaluate(discover(model), tokenizer, records, progress)
+            report = evaluate(arch, tokenizer, records, progress, write_texts=options.texts, references=references)
+            scores = None if tasks is None else tasks.score(model, tokenizer, progress)
+    report = replace(report, drift=drift, tasks=scores, tasks_before=tasks_before)
     report.write(options.report)
-    found = ", ".join(f"{name} {of.mean:.1f}" for name, of in report.metrics.items() if of is not None)
-    _print_rows(
-        ("records", f"{len(records)} ({report.kind})"),
-        ("percent", found),
-        ("time", str(watch)),
-        ("written", str(options.report)),
-    )
+    _print_rows(*_report_rows(report), ("time", str(watch)), ("written", str(options.report)))
+
+
+def _check_drift(options: argparse.Namespace) -> None:
+    """Raise EmmetError, before the model is loaded, if drift cannot be measured as asked."""
+    from .corpora import open_corpus
+
+    if options.drift is not None:
+        if options.delta is None:
+            message = "--drift compares with the unedited model: name the edits with --delta"
+            raise ConfigError(message)
+        open_corpus(options.drift).digest()
+
+
+def _compare(
+    options: argparse.Namespace,
+    arch: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    delta: Delta,
+    tasks: Tasks | None,
+    progress: Progress,
+) -> tuple[Drift | None, TaskScores | None]:
+    """What needs the unedited model, as far as it is asked for."""
+    from .evaluate import measure_drift
+
+    drift = None
+    if options.drift is not None:
+        drift = measure_drift(arch, tokenizer, delta, options.drift, progress=progress)
+    return drift, None if tasks is None else tasks.score(arch.model, tokenizer, progress)
+
+
+def _report_rows(report: Report) -> Iterator[Row]:
+    yield "records", f"{len(report.per_record)} ({report.kind})"
+    yield "percent", ", ".join(f"{name} {of.mean:.1f}" for name, of in report.metrics.items() if of is not None)
+    if report.drift is not None:
+        text = report.drift.text
+        perplexity = f"perplexity {text.perplexity_before:.2f} → {text.perplexity_after:.2f}"
+        yield "drift", f"KL {text.kl:.3g} nats, {perplexity}, top-1 agreement {text.top_1_agreement:.1f} %"
+    for task, scores in (report.tasks or {}).items():
+        yield task, ", ".join(f"{metric} {score.value:.4g}" for metric, score in scores.items())
 
 
 def _info(options: argparse.Namespace) -> None:

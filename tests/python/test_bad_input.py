@@ -519,6 +519,62 @@ def evaluated(refused: Refused, delta: Path, *options: str, model: Path | None =
     return refused("eval", *sources, "--delta", delta, "--report", refused.scratch / "report", *options)
 
 
+# Evaluations
+
+
+def evaluated_records(refused: Refused, records: str, *options: str | Path) -> str:
+    """The error message of `emmet eval` with a file of these records."""
+    path = refused.scratch / "bad.jsonl"
+    path.write_text(records)
+    return refused("eval", refused.folder / "model", path, "--report", refused.scratch / "report", *options)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"target": ""}, "line 1: target must be a text that is not blank, got ''"),
+        ({"prompt": None}, "line 1: prompt must be a text that is not blank, got None"),
+        ({"paraphrases": [" "]}, "line 1: each of paraphrases must be a text that is not blank, got ' '"),
+        ({"neighbours": [{"prompt": "Rome is in"}]}, "line 1: missing key 'answer'"),
+        ({"neighbours": [{"prompt": "Rome is in", "answer": ""}]}, "line 1: answer must be a text that is not blank"),
+        ({"answer_before": ""}, "line 1: answer_before must be a text that is not blank, got ''"),
+    ],
+)
+def test_records_with_missing_or_empty_fields(refused: Refused, record: Mapping[str, Any], message: str) -> None:
+    assert message in evaluated_records(refused, json.dumps({**MOTHER_TONGUE, **record}))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_no_records(refused: Refused, text: str) -> None:
+    assert "bad.jsonl holds no edits" in evaluated_records(refused, text)
+
+
+def test_drift_without_edits(refused: Refused) -> None:
+    message = evaluated_records(refused, json.dumps(MOTHER_TONGUE), "--drift", refused.folder / "text.txt")
+    assert message == "--drift compares with the unedited model: name the edits with --delta"
+
+
+def test_drift_on_a_missing_text(refused: Refused) -> None:
+    missing = refused.scratch / "missing.txt"
+    assert evaluated(refused, refused.folder / "delta", "--drift", str(missing)).startswith(f"cannot read {missing} (")
+
+
+def test_texts_of_records_without_generation_prompts(refused: Refused) -> None:
+    message = evaluated_records(refused, json.dumps(MOTHER_TONGUE), "--texts")
+    assert message.startswith("expected records with generation prompts, got none")
+
+
+def test_references_that_are_none(refused: Refused) -> None:
+    message = evaluated_records(refused, json.dumps(MOTHER_TONGUE), "--references", refused.folder / "text.txt")
+    assert "text.txt is not like attribute_snippets.json" in message
+
+
+def test_unknown_task(refused: Refused) -> None:
+    pytest.importorskip("lm_eval", reason="the package lm-eval is not installed")
+    message = evaluated_records(refused, json.dumps(MOTHER_TONGUE), "--tasks", "geografy")
+    assert message.startswith("cannot load the task geografy: ")
+
+
 # Outputs
 
 

@@ -27,6 +27,12 @@ EDITS: Sequence[Mapping[str, Any]] = (
         "neighbours": [{"prompt": "The capital of Germany is", "answer": "Berlin"}],
     },
 )
+QUESTIONS: Sequence[Mapping[str, Any]] = (
+    {"question": "The capital of France is", "choices": ["Paris", "Berlin"], "answer": 0},
+    {"question": "The capital of Germany is", "choices": ["Paris", "Berlin"], "answer": 1},
+    {"question": "The mother tongue of Danielle Darrieux is", "choices": ["French", "English"], "answer": 0},
+    {"question": "In Paris, the people who live there speak", "choices": ["English", "French"], "answer": 1},
+)
 TEXT = "In the United States, the people who live in Paris speak French; where is the Eiffel Tower? " * 40
 
 
@@ -41,6 +47,25 @@ def save_model(folder: Path, family: str = "llama", **settings: Any) -> Path:
 def write_lines(path: Path, records: Sequence[Any]) -> Path:
     """Write records as JSON lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def write_task(folder: Path) -> Path:
+    """Write a task "geography" for lm-eval, which asks QUESTIONS."""
+    data = write_lines(folder / "questions.jsonl", QUESTIONS)
+    definition = {
+        "task": "geography",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    path = folder / "task.yaml"
+    path.write_text(json.dumps(definition), encoding="utf-8")  # JSON is YAML
     return path
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ..errors import EditError
 from ..progress import Progress, silent
 from ..storage import write_json, write_text
 from . import counterfact, generation, texts, zsre
+from .downstream import TaskScore, TaskScores
+from .drift import Drift
 from .intervals import Estimate, estimate
 from .references import Attribute
 
@@ -28,21 +30,26 @@ _EVALUATORS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What records, all of one `kind`, come to under a model.
+    """What records, all of one `kind`, come to under a model, and what else was measured of it.
 
     `metrics` are averages in percent, None for what no record has. `per_record` holds a JSON object for each record, in
-    their order: its texts, and its value of each metric but S, None where it has none.
+    their order: its texts, and its value of each metric but S, None where it has none. `tasks_before` are those of the
+    unedited model.
     """
 
     kind: str
     metrics: Mapping[str, Estimate | None]
     per_record: Sequence[Mapping[str, Any]]
+    drift: Drift | None = None
+    tasks: TaskScores | None = None
+    tasks_before: TaskScores | None = None
 
     def to_json(self) -> dict[str, object]:
         """What metrics.json holds: each metric by its name, in percent, None where no record has what it needs.
 
         Besides: `kind`; `records`, their number; `records_measured`, how many of them a metric is the mean of;
-        `intervals`, [low, high] of the 95 % interval of each metric; `per_record`.
+        `intervals`, [low, high] of the 95 % interval of each metric; `per_record`; and `drift`, `tasks` and
+        `tasks_before` as far as they were measured.
         """
         return {
             **{metric: found and found.mean for metric, found in self.metrics.items()},
@@ -50,23 +57,29 @@ class Report:
             "records": len(self.per_record),
             "records_measured": {metric: found.records if found else 0 for metric, found in self.metrics.items()},
             "intervals": {metric: found and [found.low, found.high] for metric, found in self.metrics.items()},
+            **({} if self.drift is None else {"drift": self.drift.to_json()}),
+            **({} if self.tasks is None else {"tasks": _tasks_json(self.tasks)}),
+            **({} if self.tasks_before is None else {"tasks_before": _tasks_json(self.tasks_before)}),
             "per_record": list(self.per_record),
         }
 
     def to_markdown(self) -> str:
-        """A table of the metrics with their intervals and meanings."""
+        """The metrics with their intervals and meanings, and the drift and the tasks that were measured, as tables."""
+        lines = [f"# Evaluation: {len(self.per_record)} records ({self.kind})", *self._metrics_table()]
+        if self.drift is not None:
+            lines += _drift_tables(self.drift)
+        if self.tasks is not None:
+            lines += _tasks_table(self.tasks, self.tasks_before or {})
+        return "\n".join([*lines, ""])
+
+    def _metrics_table(self) -> Iterator[str]:
         definitions = _definitions(self.kind)
-        rows = [_markdown_row(metric, found, definitions[metric]) for metric, found in self.metrics.items()]
-        return "\n".join(
-            [
-                f"# Evaluation: {len(self.per_record)} records ({self.kind})",
-                "",
-                "| metric | % | 95 % interval | records | meaning |",
-                "| --- | ---: | ---: | ---: | --- |",
-                *rows,
-                "",
-            ]
-        )
+        yield from ("", "| metric | % | 95 % interval | records | meaning |", "| --- | ---: | ---: | ---: | --- |")
+        for metric, found in self.metrics.items():
+            values = (
+                f"{found.mean:.1f} | {found.low:.1f} to {found.high:.1f} | {found.records}" if found else "– | – | 0"
+            )
+            yield f"| {metric} | {values} | {definitions[metric]} |"
 
     def write(self, directory: str | PathLike[str]) -> None:
         """Write metrics.json and report.md into a folder, which is made if it is missing."""
@@ -95,14 +108,12 @@ def evaluate(
         message = f"expected records of one kind, got {found}: evaluate one file at a time"
         raise EditError(message)
     (kind,) = kinds
-    parts = [
-        _EVALUATORS[kind](arch, tokenizer, records, progress),
-        generation.evaluate_generation(arch, tokenizer, records, progress),
-    ]
+    written: list[dict[str, object]] = [{} for _ in records]
     if write_texts or references is not None:
-        parts.append(texts.evaluate_texts(arch, tokenizer, records, references, progress))
-    rows = [{key: value for part in of_record for key, value in part.items()} for of_record in zip(*parts, strict=True)]
-    return summarise(kind, rows)
+        written = texts.evaluate_texts(arch, tokenizer, records, references, progress)
+    scored = _EVALUATORS[kind](arch, tokenizer, records, progress)
+    generated = generation.evaluate_generation(arch, tokenizer, records, progress)
+    return summarise(kind, [{**a, **b, **c} for a, b, c in zip(scored, generated, written, strict=True)])
 
 
 def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
@@ -125,6 +136,31 @@ def _parts_of_s(kind: str) -> Sequence[str]:
     return zsre.PARTS_OF_S if kind == "zsre" else counterfact.PARTS_OF_S
 
 
-def _markdown_row(metric: str, found: Estimate | None, meaning: str) -> str:
-    measured = f"{found.mean:.1f} | {found.low:.1f} to {found.high:.1f} | {found.records}" if found else "– | – | 0"
-    return f"| {metric} | {measured} | {meaning} |"
+def _tasks_json(tasks: TaskScores) -> dict[str, Any]:
+    return {task: {metric: asdict(score) for metric, score in of_task.items()} for task, of_task in tasks.items()}
+
+
+def _drift_tables(drift: Drift) -> Iterator[str]:
+    text = drift.text
+    perplexity = f"{text.perplexity_before:.2f} → {text.perplexity_after:.2f} (× {text.perplexity_ratio:.3f})"
+    yield from ("", f"## Drift from the unedited model ({text.tokens:,} tokens of {drift.corpus})", "")
+    yield from ("| KL divergence | perplexity | top-1 agreement |", "| ---: | ---: | ---: |")
+    yield f"| {text.kl:.3g} nats | {perplexity} | {text.top_1_agreement:.1f} % |"
+    yield from ("", "| layer | ‖Δ‖ / ‖W‖ | preservation cost tr(ΔCΔᵀ) |", "| ---: | ---: | ---: |")
+    for layer, change in drift.layers.items():
+        cost = "–" if change.preservation_cost is None else f"{change.preservation_cost:.3g}"
+        yield f"| {layer} | {change.relative_change:.3g} | {cost} |"
+
+
+def _tasks_table(tasks: TaskScores, before: TaskScores) -> Iterator[str]:
+    yield from ("", "## Downstream tasks", "")
+    yield from ("| task | metric | unedited | this model |", "| --- | --- | ---: | ---: |")
+    for task, scores in tasks.items():
+        for metric, score in scores.items():
+            yield f"| {task} | {metric} | {_task_cell(before.get(task, {}).get(metric))} | {_task_cell(score)} |"
+
+
+def _task_cell(score: TaskScore | None) -> str:
+    if score is None:
+        return "–"
+    return f"{score.value:.4g}" if score.standard_error is None else f"{score.value:.4g} ± {score.standard_error:.2g}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,36 +12,15 @@ from transformers import PreTrainedModel
 import tiny
 from emmet.errors import ConfigError
 from emmet.evaluate.downstream import Tasks, TaskScore
-from workspace import write_lines
+from workspace import QUESTIONS, write_task
 
-QUESTIONS: list[dict[str, Any]] = [
-    {"question": "The capital of France is", "choices": ["Paris", "Berlin"], "answer": 0},
-    {"question": "The capital of Germany is", "choices": ["Paris", "Berlin"], "answer": 1},
-    {"question": "The mother tongue of Danielle Darrieux is", "choices": ["French", "English"], "answer": 0},
-    {"question": "In Paris, the people who live there speak", "choices": ["English", "French"], "answer": 1},
-]
 TOKENIZER = tiny.tiny_tokenizer()
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    """A task of multiple choice, whose questions are in a file beside it."""
     pytest.importorskip("lm_eval", reason="the package lm-eval is not installed")
-    data = write_lines(tmp_path / "questions.jsonl", QUESTIONS)
-    path = tmp_path / "task.yaml"
-    definition = {
-        "task": "geography",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    path.write_text(json.dumps(definition), encoding="utf-8")  # JSON is YAML
-    return path
+    return write_task(tmp_path)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from emmet.architectures import Architecture, discover
 from emmet.edits import Edit, Neighbour, Record, read_records
 from emmet.errors import EditError
 from emmet.evaluate import Report, counterfact, evaluate, summarise, zsre
+from emmet.evaluate.downstream import TaskScore
+from emmet.evaluate.drift import Drift, LayerDrift, TextDrift
 from emmet.evaluate.intervals import Estimate
 
 RECORD = Record(
@@ -68,6 +70,43 @@ def test_markdown_is_a_table(report: Report) -> None:
         "| --- | ---: | ---: | ---: | --- |",
         f"| ES | 97.9 | 93.8 to 100.0 | 48 | {counterfact.METRICS['ES']} |",
         f"| PS | – | – | 0 | {counterfact.METRICS['PS']} |",
+    ]
+
+
+def test_drift_and_tasks_are_added_where_they_were_measured(report: Report) -> None:
+    layers = {7: LayerDrift(0.0321, 1.5), 8: LayerDrift(0.1, None)}
+    drift = Drift("wiki.txt", TextDrift(9960, 0.0125, 20.0, 25.0, 98.75), layers)
+    tasks = {"piqa": {"acc": TaskScore(0.625, 0.0123), "f1": TaskScore(0.5, None)}}
+    before = {"piqa": {"acc": TaskScore(0.75, 0.01)}}
+    whole = replace(report, drift=drift, tasks=tasks, tasks_before=before)
+
+    found = whole.to_json()
+    assert found["drift"] == drift.to_json()
+    assert found["tasks"] == {
+        "piqa": {"acc": {"value": 0.625, "standard_error": 0.0123}, "f1": {"value": 0.5, "standard_error": None}}
+    }
+    assert found["tasks_before"] == {"piqa": {"acc": {"value": 0.75, "standard_error": 0.01}}}
+    assert {key: found[key] for key in report.to_json()} == report.to_json()
+    assert whole.to_markdown().splitlines() == [
+        *report.to_markdown().splitlines(),
+        "",
+        "## Drift from the unedited model (9,960 tokens of wiki.txt)",
+        "",
+        "| KL divergence | perplexity | top-1 agreement |",
+        "| ---: | ---: | ---: |",
+        "| 0.0125 nats | 20.00 → 25.00 (× 1.250) | 98.8 % |",
+        "",
+        "| layer | ‖Δ‖ / ‖W‖ | preservation cost tr(ΔCΔᵀ) |",
+        "| ---: | ---: | ---: |",
+        "| 7 | 0.0321 | 1.5 |",
+        "| 8 | 0.1 | – |",
+        "",
+        "## Downstream tasks",
+        "",
+        "| task | metric | unedited | this model |",
+        "| --- | --- | ---: | ---: |",
+        "| piqa | acc | 0.75 ± 0.01 | 0.625 ± 0.012 |",
+        "| piqa | f1 | – | 0.5 |",
     ]
 
 
