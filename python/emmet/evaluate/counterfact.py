@@ -21,13 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from ..architectures import Architecture
 from ..edits import Record
-from ..progress import Progress, silent
 from .intervals import percent
-from .scoring import Pair, Score, score_continuations
+from .scoring import Pair, Score
 
 METRICS = {
     "ES": "efficacy: the new target is likelier than the old answer",
@@ -74,31 +70,23 @@ class _Contests(NamedTuple):
         )
 
 
-def evaluate_counterfact(
-    arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
-) -> list[dict[str, object]]:
-    """Each record's texts and values of METRICS, in percent; see the module's text. Raises as `score_continuations`.
+def pairs(record: Record) -> Iterator[Pair]:
+    """The prompts and continuations whose scores `row` takes."""
+    for of_kind in _Contests.of(record):
+        for contest in of_kind:
+            yield from contest.pairs()
 
-    "nll" holds [wanted, other] for each prompt: mean token NLL in nats.
+
+def row(record: Record, scores: Mapping[Pair, Score]) -> dict[str, object]:
+    """A record's value of each metric but S, in percent, None where it does not have what the metric needs.
+
+    Besides, "nll" holds [wanted, other] for each prompt: mean token NLL in nats.
     """
-    contests = [_Contests.of(record) for record in records]
-    pairs = [pair for of_record in contests for group in of_record for contest in group for pair in contest.pairs()]
-    scores = score_continuations(arch, tokenizer, pairs, progress)
-    return [
-        {
-            "id": record.edit.id,
-            "prompt": record.edit.text,
-            "target": record.edit.target,
-            "answer_before": record.answer_before,
-            **_values(of_record, scores),
-            "nll": _nll(of_record, scores),
-        }
-        for record, of_record in zip(records, contests, strict=True)
-    ]
+    contests = _Contests.of(record)
+    return {**_values(contests, scores), "nll": _nll(contests, scores)}
 
 
 def _values(contests: _Contests, scores: Mapping[Pair, Score]) -> dict[str, float | None]:
-    """A record's value of each metric but S, in percent."""
     return {
         "ES": _likelier(contests.prompt, scores),
         "PS": _likelier(contests.paraphrases, scores),

@@ -14,7 +14,7 @@ definition is emmet's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from ..hooks import frozen
 from ..progress import Progress, silent
 from ..sampling import likeliest, next_tokens
 from ..tokens import encode_prompts
-from .scoring import check_fits, shortened
+from .scoring import Pair, Score, check_fits, shortened
 
 METRICS = {
     "generated": "greedy decoding from the prompt begins with the new target",
@@ -44,26 +44,58 @@ _PART_OF_A_CHARACTER = "\ufffd"  # what bytes decode to before the last one of t
 
 
 def evaluate_generation(
-    arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
+    arch: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    scores: Mapping[Pair, Score],
+    progress: Progress = silent,
 ) -> list[dict[str, object]]:
     """Each record's values of METRICS, 0 or 100, and "continuation": as much of the text as it took to find them.
 
-    Raises EditError, which quotes the prompt, if it and the text do not fit the model's context, and NonFiniteError if
-    the model gives NaN or infinity.
+    What `scores` of an edit's prompt with its target tell of greedy decoding is not decoded again: that is enough for
+    most records. Raises EditError, which quotes the prompt, if it and the text do not fit the model's context, and
+    NonFiniteError if the model gives NaN or infinity.
     """
     # A space before the target belongs to the target's first token, which the model is to write.
-    texts = [record.edit.text.rstrip() for record in records]
+    texts = [record.edit.text.rstrip(" ") for record in records]
     rows = [prompt.ids for prompt in encode_prompts(tokenizer, texts)]
     answers = [_Answer(tokenizer, arch.model.generation_config, record.edit.target) for record in records]
     for text, row, answer in zip(texts, rows, answers, strict=True):
         check_fits(arch, f"{shortened(text)} with {answer.most_tokens} tokens after it", len(row) + answer.most_tokens)
-    done = 0
+    for answer, tokens in zip(answers, _known_tokens(tokenizer, records, rows, scores), strict=True):
+        for token in tokens:
+            answer.add(token)
+
+    undecided = [i for i, answer in enumerate(answers) if not answer.is_decided]
+    known = [(*rows[i], *answers[i].ids) for i in undecided]
+    done = len(answers) - len(undecided)
     with frozen(arch.model), torch.no_grad():
-        for batch in batches_of_one_length([len(row) for row in rows], ROWS):
-            _write(arch, [rows[i] for i in batch], [answers[i] for i in batch])
+        for batch in batches_of_one_length([len(ids) for ids in known], ROWS):
+            _write(arch, [known[i] for i in batch], [answers[undecided[i]] for i in batch])
             done += len(batch)
             progress("generate", done, len(records))
     return [answer.to_json() for answer in answers]
+
+
+def pair(record: Record) -> Pair:
+    """What is to be scored for a record's generation, with the token after it."""
+    return record.edit.text, record.edit.target
+
+
+def _known_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    rows: Sequence[tuple[int, ...]],
+    scores: Mapping[Pair, Score],
+) -> Iterator[tuple[int, ...]]:
+    """The tokens that the model writes after each of the prompts `rows`, as far as its scores tell."""
+    whole = encode_prompts(
+        tokenizer, [record.edit.text for record in records], targets=[r.edit.target for r in records]
+    )
+    for record, row, prompt in zip(records, rows, whole, strict=True):
+        score = scores.get(pair(record))
+        # The tokens of the prompt may be others when the target follows: then the model was asked something else.
+        yield score.greedy if score is not None and prompt.ids[: prompt.target.start] == row else ()
 
 
 def _write(arch: Architecture, rows: Sequence[Sequence[int]], answers: Sequence[_Answer]) -> None:
@@ -82,14 +114,14 @@ class _Answer:
         self._tokenizer = tokenizer
         self._ends = _end_tokens(tokenizer, settings)
         self._target = _one_line(target).strip()
-        self._ids: list[int] = []
+        self.ids: list[int] = []
         self._text = ""
         self._verdict: _Verdict | None = None
         self.most_tokens = len(self._target.encode()) + _MORE_TOKENS
 
     @property
     def is_decided(self) -> bool:
-        return self._verdict is not None or len(self._ids) == self.most_tokens
+        return self._verdict is not None or len(self.ids) == self.most_tokens
 
     def add(self, token: int) -> None:
         """Go on by a token, if it is not decided yet."""
@@ -97,8 +129,8 @@ class _Answer:
             return
         ended = token in self._ends
         if not ended:
-            self._ids.append(token)
-        self._text = str(self._tokenizer.decode(self._ids, clean_up_tokenization_spaces=False))
+            self.ids.append(token)
+        self._text = str(self._tokenizer.decode(self.ids, clean_up_tokenization_spaces=False))
         self._verdict = _judge(_one_line(self._text).lstrip(), self._target, ended)
 
     def to_json(self) -> dict[str, object]:

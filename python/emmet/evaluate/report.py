@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,12 +20,21 @@ from .downstream import TaskScore, TaskScores
 from .drift import Drift
 from .intervals import Estimate, estimate
 from .references import Attribute
+from .scoring import Pair, Score, score_continuations
 
-_EVALUATORS = {
-    "emmet": counterfact.evaluate_counterfact,
-    "counterfact": counterfact.evaluate_counterfact,
-    "zsre": zsre.evaluate_zsre,
-}
+
+class _Kind(NamedTuple):
+    """By which definitions records of a kind are scored."""
+
+    metrics: Mapping[str, str]
+    parts_of_s: Sequence[str]
+    pairs: Callable[[Record], Iterable[Pair]]
+    row: Callable[[Record, Mapping[Pair, Score]], dict[str, object]]
+
+
+_COUNTERFACT = _Kind(counterfact.METRICS, counterfact.PARTS_OF_S, counterfact.pairs, counterfact.row)
+_ZSRE = _Kind(zsre.METRICS, zsre.PARTS_OF_S, zsre.pairs, zsre.row)
+_KINDS = {"emmet": _COUNTERFACT, "counterfact": _COUNTERFACT, "zsre": _ZSRE}
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,25 @@ def evaluate(
     written: list[dict[str, object]] = [{} for _ in records]
     if write_texts or references is not None:
         written = texts.evaluate_texts(arch, tokenizer, records, references, progress)
-    scored = _EVALUATORS[kind](arch, tokenizer, records, progress)
-    generated = generation.evaluate_generation(arch, tokenizer, records, progress)
-    return summarise(kind, [{**a, **b, **c} for a, b, c in zip(scored, generated, written, strict=True)])
+    scores = _score(arch, tokenizer, records, progress)
+    generated = generation.evaluate_generation(arch, tokenizer, records, scores, progress)
+    rows = [
+        {**_texts(record), **_KINDS[kind].row(record, scores), **of_generation, **of_texts}
+        for record, of_generation, of_texts in zip(records, generated, written, strict=True)
+    ]
+    return summarise(kind, rows)
+
+
+def _score(
+    arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress
+) -> dict[Pair, Score]:
+    pairs = [pair for record in records for pair in _KINDS[record.kind].pairs(record)]
+    return score_continuations(arch, tokenizer, pairs, progress, beyond={generation.pair(record) for record in records})
+
+
+def _texts(record: Record) -> dict[str, str | None]:
+    edit = record.edit
+    return {"id": edit.id, "prompt": edit.text, "target": edit.target, "answer_before": record.answer_before}
 
 
 def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
@@ -124,16 +149,12 @@ def summarise(kind: str, per_record: Sequence[Mapping[str, Any]]) -> Report:
     """
     metrics = [metric for metric in _definitions(kind) if metric == "S" or any(metric in row for row in per_record)]
     values = [{metric: record.get(metric) for metric in metrics if metric != "S"} for record in per_record]
-    return Report(kind, estimate(values, metrics, _parts_of_s(kind)), per_record)
+    return Report(kind, estimate(values, metrics, _KINDS[kind].parts_of_s), per_record)
 
 
 def _definitions(kind: str) -> Mapping[str, str]:
     """What each metric of a kind of records means."""
-    return {**(zsre.METRICS if kind == "zsre" else counterfact.METRICS), **generation.METRICS, **texts.METRICS}
-
-
-def _parts_of_s(kind: str) -> Sequence[str]:
-    return zsre.PARTS_OF_S if kind == "zsre" else counterfact.PARTS_OF_S
+    return {**_KINDS[kind].metrics, **generation.METRICS, **texts.METRICS}
 
 
 def _tasks_json(tasks: TaskScores) -> dict[str, Any]:

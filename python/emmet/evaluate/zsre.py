@@ -11,15 +11,11 @@ A record's value is the mean over its tokens, a metric the mean over records, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-from transformers import PreTrainedTokenizerBase
-
-from ..architectures import Architecture
 from ..edits import Record
-from ..progress import Progress, silent
 from .intervals import percent
-from .scoring import Pair, Score, score_continuations
+from .scoring import Pair, Score
 
 METRICS = {
     "efficacy": "top-1 accuracy of the new target's tokens",
@@ -30,22 +26,15 @@ METRICS = {
 PARTS_OF_S = ("efficacy", "paraphrase", "specificity")
 
 
-def evaluate_zsre(
-    arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], progress: Progress = silent
-) -> list[dict[str, object]]:
-    """Each record's texts and values of METRICS, in percent; see the module's text. Raises as `score_continuations`."""
-    pairs = [_pairs(record) for record in records]
-    all_pairs = [pair for of_record in pairs for of_metric in of_record.values() for pair in of_metric]
-    scores = score_continuations(arch, tokenizer, all_pairs, progress)
-    return [
-        {
-            "id": record.edit.id,
-            "prompt": record.edit.text,
-            "target": record.edit.target,
-            **{metric: _accuracy(scores[pair] for pair in of_metric) for metric, of_metric in of_record.items()},
-        }
-        for record, of_record in zip(records, pairs, strict=True)
-    ]
+def pairs(record: Record) -> Iterator[Pair]:
+    """The prompts and continuations whose scores `row` takes."""
+    for of_metric in _pairs(record).values():
+        yield from of_metric
+
+
+def row(record: Record, scores: Mapping[Pair, Score]) -> dict[str, object]:
+    """A record's value of each metric but S, in percent, None where it does not have what the metric needs."""
+    return {metric: _accuracy(scores[pair] for pair in of_metric) for metric, of_metric in _pairs(record).items()}
 
 
 def _pairs(record: Record) -> dict[str, list[Pair]]:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tiny
 from emmet.architectures import discover
 from emmet.edits import Edit, Neighbour, Record, read_records
-from emmet.evaluate import Report, counterfact, summarise
-from emmet.evaluate.counterfact import METRICS, evaluate_counterfact
+from emmet.evaluate import Report, counterfact, evaluate, summarise
+from emmet.evaluate.counterfact import METRICS
 from emmet.evaluate.scoring import Pair, Score
 from emmet.loading import load
 
@@ -39,21 +39,13 @@ SHORT = Record(
 )
 
 
-def scripted(nlls: Mapping[Pair, tuple[float, Sequence[bool]]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let continuations have these mean NLLs and hits, whatever the model."""
-
-    def score_continuations(_arch: object, _tokenizer: object, pairs: Sequence[Pair], *_: object) -> dict[Pair, Score]:
-        return {pair: Score(nlls[pair][0], tuple(nlls[pair][1])) for pair in pairs}
-
-    monkeypatch.setattr(counterfact, "score_continuations", score_continuations)
+def report_of(records: Sequence[Record], scores: Mapping[Pair, tuple[float, Sequence[bool]]]) -> Report:
+    """The report on records whose continuations have these mean NLLs and hits."""
+    found = {pair: Score(nll, tuple(hits)) for pair, (nll, hits) in scores.items()}
+    return summarise(records[0].kind, [counterfact.row(record, found) for record in records])
 
 
-def evaluate_scripted(records: Sequence[Record]) -> Report:
-    rows = evaluate_counterfact(None, None, records)  # type: ignore[arg-type]  # the script needs neither
-    return summarise(records[0].kind, rows)
-
-
-def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_equal_values_worked_out_by_hand() -> None:
     half, quarter, eighth = (-math.log(p) for p in (1 / 2, 1 / 4, 1 / 8))
     hit, miss = (True,), (False,)
     prompts = (FULL.edit.text, *FULL.paraphrases, *(neighbour.prompt for neighbour in FULL.neighbours))
@@ -67,16 +59,12 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         (SHORT.neighbours[0].prompt, "Paris in France"): (half, (True, True, True)),
         (SHORT.neighbours[0].prompt, "Paris"): (eighth, miss),
     }
-    scripted(
-        {
-            **{(prompt, "English"): score for prompt, score in zip(prompts, english, strict=True)},
-            **{(prompt, "French"): score for prompt, score in zip(prompts, french, strict=True)},
-            **spain,
-        },
-        monkeypatch,
-    )
+    darrieux = {
+        **{(prompt, "English"): score for prompt, score in zip(prompts, english, strict=True)},
+        **{(prompt, "French"): score for prompt, score in zip(prompts, french, strict=True)},
+    }
 
-    report = evaluate_scripted([FULL, SHORT])
+    report = report_of([FULL, SHORT], {**darrieux, **spain})
 
     first, second = report.per_record
     by_hand = {  # of the first record, of the second
@@ -100,12 +88,6 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
     s = report.metrics["S"]
     assert s is not None
     assert s.mean == pytest.approx(3 / (1 / 50 + 1 / 75 + 3 / 200))
-    assert {key: first[key] for key in ("id", "prompt", "target", "answer_before")} == {
-        "id": "darrieux",
-        "prompt": "The mother tongue of Danielle Darrieux is",
-        "target": "English",
-        "answer_before": "French",
-    }
     assert first["nll"] == {
         "prompt": [[half, quarter]],
         "paraphrases": [[quarter, half], [half, eighth]],
@@ -113,7 +95,7 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
     }
 
 
-def test_records_with_less_are_measured_by_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_with_less_are_measured_by_what_they_have() -> None:
     bare = Record(FULL.edit, "emmet", None, (), ())
     with_neighbour = Record(
         edit=Edit("The capital of {} is", "Spain", "Paris"),
@@ -122,19 +104,16 @@ def test_records_with_less_are_measured_by_what_they_have(monkeypatch: pytest.Mo
         paraphrases=("In Spain, in",),
         neighbours=(Neighbour("The capital of France is", "Paris in France"),),
     )
-    scripted(
-        {
-            (bare.edit.text, "English"): (1.0, (True,)),
-            ("The capital of Spain is", "Paris"): (1.0, (False,)),
-            ("In Spain, in", "Paris"): (1.0, (True,)),
-            ("The capital of France is", "Paris in France"): (1.0, (True, False)),
-            ("The capital of France is", "Paris"): (2.0, (True,)),
-        },
-        monkeypatch,
-    )
-
-    alone = evaluate_scripted([bare])
-    both = evaluate_scripted([bare, with_neighbour])
+    scores = {
+        (bare.edit.text, "English"): (1.0, (True,)),
+        ("The capital of Spain is", "Paris"): (1.0, (False,)),
+        ("In Spain, in", "Paris"): (1.0, (True,)),
+        ("The capital of France is", "Paris in France"): (1.0, (True, False)),
+        ("The capital of France is", "Paris"): (2.0, (True,)),
+    }
+    alone = report_of([bare], scores)
+    both = report_of([bare, with_neighbour], scores)
+    assert set(scores) == {pair for record in (bare, with_neighbour) for pair in counterfact.pairs(record)}
 
     assert {metric: found.mean for metric, found in alone.metrics.items() if found} == {"accuracy": 100.0}
     measured = {metric: (found.mean, found.records) for metric, found in both.metrics.items() if found}
@@ -185,11 +164,9 @@ def plain_metrics(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, re
 
 
 def assert_equal_to_plain(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    found: Sequence[Mapping[str, object]],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
 ) -> None:
+    found = evaluate(discover(model), tokenizer, records).per_record
     for record, of_record in zip(records, found, strict=True):
         expected = plain_metrics(model, tokenizer, record)
         assert expected.keys() == METRICS.keys() - {"S"}
@@ -203,11 +180,10 @@ def test_metrics_equal_the_published_procedure(family: str, padding_side: str, b
     tokenizer = tiny.tiny_tokenizer(bos=bos, padding_side=padding_side)  # type: ignore[arg-type]
     model = tiny.tiny_model(family, vocab_size=len(tokenizer))
     short = Record(SHORT.edit, "counterfact", "Madrid", SHORT.paraphrases, (Neighbour("Madrid is in", "Madrid"),))
-    found = evaluate_counterfact(discover(model), tokenizer, [FULL, short])
-    assert_equal_to_plain(model, tokenizer, [FULL, short], found)
+    assert_equal_to_plain(model, tokenizer, [FULL, short])
 
 
 def test_real_records_on_a_real_model_equal_the_published_procedure(smollm2_folder: Path, data_folder: Path) -> None:
     records = read_records(data_folder / "counterfact" / "edit-10k.jsonl")[:48]
     model, tokenizer = load(smollm2_folder, dtype=torch.float32)
-    assert_equal_to_plain(model, tokenizer, records, evaluate_counterfact(discover(model), tokenizer, records))
+    assert_equal_to_plain(model, tokenizer, records)

@@ -16,7 +16,8 @@ from emmet.architectures import discover
 from emmet.edits import Edit, Record
 from emmet.errors import EditError, NonFiniteError
 from emmet.evaluate import generation
-from emmet.evaluate.generation import evaluate_generation
+from emmet.evaluate.generation import evaluate_generation, pair
+from emmet.evaluate.scoring import Score, score_continuations
 
 EOS = tiny.SPECIAL_TOKENS.index(tiny.EOS)
 
@@ -43,7 +44,7 @@ def evaluate_written(
         return (torch.tensor([token]) for token in ids)
 
     monkeypatch.setattr(generation, "next_tokens", next_tokens)
-    (found,) = evaluate_generation(discover(model_for(tokenizer)), tokenizer, [record(target)])
+    (found,) = evaluate_generation(discover(model_for(tokenizer)), tokenizer, [record(target)], {})
     assert {found["generated"], found["stops"]} <= {0.0, 100.0}
     return found["generated"] == 100, found["stops"] == 100, found["continuation"]
 
@@ -102,7 +103,7 @@ def test_other_tokens_may_end_a_text_too(tokenizer: PreTrainedTokenizerFast, mon
     verdicts = []
     for ends in (EOS, [EOS, end_of_turn[-1]]):
         model.generation_config.eos_token_id = ends
-        (found,) = evaluate_generation(discover(model), tokenizer, [record("English")])
+        (found,) = evaluate_generation(discover(model), tokenizer, [record("English")], {})
         verdicts.append((found["generated"], found["stops"], str(found["continuation"]).strip()))
     assert verdicts == [(100.0, 0.0, "EnglishQ"), (100.0, 100.0, "English")]
 
@@ -116,7 +117,7 @@ def test_white_space_without_an_end_is_given_up(
         return (torch.tensor([token]) for token in repeat(space))
 
     monkeypatch.setattr(generation, "next_tokens", next_tokens)
-    (found,) = evaluate_generation(discover(model_for(tokenizer)), tokenizer, [record("English")])
+    (found,) = evaluate_generation(discover(model_for(tokenizer)), tokenizer, [record("English")], {})
     assert (found["generated"], found["stops"]) == (0, 0)
 
 
@@ -151,7 +152,9 @@ def test_texts_are_those_of_greedy_decoding(family: str) -> None:
             records.append(record(target, prompt))
             expected.append((*plain_verdict(text, target), text))
 
-    found = evaluate_generation(discover(model), tokenizer, records)
+    scores = score_continuations(discover(model), tokenizer, map(pair, records), beyond=list(map(pair, records)))
+    found = evaluate_generation(discover(model), tokenizer, records, scores)
+    assert found == evaluate_generation(discover(model), tokenizer, records, {})
 
     for verdict, (generated, stops, text) in zip(found, expected, strict=True):
         assert (verdict["generated"], verdict["stops"]) == (100.0 * generated, 100.0 * stops)
@@ -159,14 +162,38 @@ def test_texts_are_those_of_greedy_decoding(family: str) -> None:
     assert {verdict[:2] for verdict in expected} == {(True, True), (True, False), (False, False)}
 
 
+def test_what_scores_tell_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    arch = discover(model_that_writes_words(tokenizer, "llama"))
+    (decoded,) = evaluate_generation(arch, tokenizer, [record("Paris")], {})
+    first, *_ = str(decoded["continuation"]).split()
+    records = [record(first), record("Paris"), record("The")]
+    scores = score_continuations(arch, tokenizer, map(pair, records), beyond=list(map(pair, records)))
+    monkeypatch.setattr(generation, "next_tokens", None)
+    found = evaluate_generation(arch, tokenizer, records, scores)
+    assert [(row["generated"], row["stops"]) for row in found] == [(100, 100), (0, 0), (0, 0)]
+
+
+def test_scores_of_a_prompt_with_other_tokens_are_not_used() -> None:
+    """The second space is a token of its own before the target, but is left to the model to write."""
+    tokenizer = tiny.tiny_tokenizer()
+    arch = discover(model_that_writes_words(tokenizer, "llama"))
+    spaced = record("Paris", "The capital of {} is  ")
+    wrong = {pair(spaced): Score(1.0, (True,), tuple(tokenizer(" Paris is").input_ids))}
+    assert evaluate_generation(arch, tokenizer, [spaced], wrong) == evaluate_generation(arch, tokenizer, [spaced], {})
+    used = {pair(record("Paris")): wrong[pair(spaced)]}
+    (found,) = evaluate_generation(arch, tokenizer, [record("Paris")], used)
+    assert found["generated"] == 100
+
+
 def test_batches_hold_prompts_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.tiny_tokenizer()
     arch = discover(model_for(tokenizer))
     records = [record("Paris", prompt) for prompt in (*PROMPTS, *PROMPTS)]
-    alone = [evaluate_generation(arch, tokenizer, [one])[0] for one in records]
+    alone = [evaluate_generation(arch, tokenizer, [one], {})[0] for one in records]
     calls: list[tuple[str, int, int]] = []
     monkeypatch.setattr(generation, "ROWS", 1)
-    assert evaluate_generation(arch, tokenizer, records, lambda *call: calls.append(call)) == alone
+    assert evaluate_generation(arch, tokenizer, records, {}, lambda *call: calls.append(call)) == alone
     assert calls == [("generate", done, 8) for done in range(1, 9)]
 
 
@@ -174,7 +201,7 @@ def test_a_space_at_the_end_of_a_prompt_is_left_to_the_model() -> None:
     tokenizer = tiny.tiny_tokenizer()
     arch = discover(model_for(tokenizer))
     with_space, without = (record("Paris", prompt) for prompt in ("The capital of {} is ", "The capital of {} is"))
-    assert evaluate_generation(arch, tokenizer, [with_space]) == evaluate_generation(arch, tokenizer, [without])
+    assert evaluate_generation(arch, tokenizer, [with_space], {}) == evaluate_generation(arch, tokenizer, [without], {})
 
 
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
@@ -184,7 +211,7 @@ def test_a_prompt_that_leaves_no_room_is_named() -> None:
     with pytest.raises(
         EditError, match=r"'The capital of France is Paris .*context of \d+ tokens, but this model has 256"
     ):
-        evaluate_generation(arch, tokenizer, [record("Paris"), long])
+        evaluate_generation(arch, tokenizer, [record("Paris"), long], {})
 
 
 def test_weights_that_are_not_finite_are_reported() -> None:
@@ -193,4 +220,4 @@ def test_weights_that_are_not_finite_are_reported() -> None:
     with torch.no_grad():
         arch.projection(1).weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="NaN or Inf"):
-        evaluate_generation(arch, tokenizer, [record("Paris")])
+        evaluate_generation(arch, tokenizer, [record("Paris")], {})

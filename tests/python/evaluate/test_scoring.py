@@ -61,7 +61,10 @@ def plain_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pair
     log_probabilities = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     steps = range(len(before), len(ids))
     nll = -sum(log_probabilities[i - 1, ids[i]].item() for i in steps) / len(steps)
-    return Score(nll, tuple(log_probabilities[i - 1].argmax().item() == ids[i] for i in steps))
+    likeliest = [int(log_probabilities[i - 1].argmax()) for i in (*steps, len(ids))]
+    correct = tuple(likeliest[i - len(before)] == ids[i] for i in steps)
+    agreed = [*correct, False].index(False)
+    return Score(nll, correct, tuple(likeliest[: agreed + 1]))
 
 
 def without_eos(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -70,12 +73,15 @@ def without_eos(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def assert_equal_to_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> None:
-    scores = score_continuations(discover(model), tokenizer, pairs)
+    beyond = pairs[::2]
+    scores = score_continuations(discover(model), tokenizer, pairs, beyond=beyond)
     expected = {pair: plain_score(model, tokenizer, pair) for pair in pairs}
     assert scores.keys() == expected.keys()
     for pair, score in scores.items():
         assert score.nll == pytest.approx(expected[pair].nll, abs=1e-4), pair  # float32, NLLs of about 10
         assert score.correct == expected[pair].correct, pair
+        greedy = expected[pair].greedy
+        assert score.greedy == (greedy if pair in beyond else greedy[: len(score.correct)]), pair
     hits = [hit for score in expected.values() for hit in score.correct]
     assert any(hits)
     assert not all(hits)
@@ -171,12 +177,12 @@ def test_progress_counts_up_to_all_pairs(
 ) -> None:
     monkeypatch.setattr(scoring, "_BATCH_TOKENS", 32)
     calls: list[tuple[str, int, int]] = []
-    score_continuations(arch, tokenizer, PAIRS, lambda *call: calls.append(call), stage="before")
+    score_continuations(arch, tokenizer, PAIRS, lambda *call: calls.append(call))
     done = [count for _, count, _ in calls]
     assert len(done) > 2
     assert done == sorted(set(done))
     assert done[-1] == len(PAIRS)
-    assert {(stage, total) for stage, _, total in calls} == {("before", len(PAIRS))}
+    assert {(stage, total) for stage, _, total in calls} == {("score", len(PAIRS))}
 
 
 def test_no_pairs_have_no_scores(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tiny
 from emmet.architectures import discover
 from emmet.edits import Edit, Neighbour, Record, read_records
-from emmet.evaluate import summarise, zsre
-from emmet.evaluate.scoring import Pair, Score
-from emmet.evaluate.zsre import METRICS, evaluate_zsre
+from emmet.evaluate import evaluate, summarise, zsre
+from emmet.evaluate.scoring import Score
+from emmet.evaluate.zsre import METRICS
 from emmet.loading import load
 
 RECORDS = [
@@ -35,7 +35,7 @@ RECORDS = [
 ]
 
 
-def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_equal_values_worked_out_by_hand() -> None:
     first, second = RECORDS
     lone = Record(Edit("Who made {}?", "Apple A5", "Apple", id="apple"), "zsre", None, (), ())
     hits = {
@@ -48,11 +48,10 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         (lone.edit.text, "Apple"): (False,),
     }
 
-    def score_continuations(_arch: object, _tokenizer: object, pairs: Iterable[Pair], *_: object) -> dict[Pair, Score]:
-        return {pair: Score(1.0, hits[pair]) for pair in pairs}
-
-    monkeypatch.setattr(zsre, "score_continuations", score_continuations)
-    rows = evaluate_zsre(None, None, [first, second, lone])  # type: ignore[arg-type]  # the script needs neither
+    records = [first, second, lone]
+    assert set(hits) == {pair for record in records for pair in zsre.pairs(record)}
+    scores = {pair: Score(1.0, of_pair) for pair, of_pair in hits.items()}
+    rows = [zsre.row(record, scores) for record in records]
     metrics = summarise("zsre", rows).metrics
 
     assert list(metrics)[: len(METRICS)] == list(METRICS)
@@ -64,14 +63,7 @@ def test_metrics_equal_values_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch
         "specificity": (pytest.approx(specificity), 2),
         "S": (pytest.approx(3 / (1 / efficacy + 1 / paraphrase + 1 / specificity)), 2),
     }
-    assert rows[2] == {
-        "id": "apple",
-        "prompt": "Who made Apple A5?",
-        "target": "Apple",
-        "efficacy": 0.0,
-        "paraphrase": None,
-        "specificity": None,
-    }
+    assert rows[2] == {"efficacy": 0.0, "paraphrase": None, "specificity": None}
 
 
 @torch.no_grad()
@@ -95,7 +87,7 @@ def plain_metrics(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, re
 def assert_equal_to_plain(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
 ) -> None:
-    rows = evaluate_zsre(discover(model), tokenizer, records)
+    rows = evaluate(discover(model), tokenizer, records).per_record
     expected = [plain_metrics(model, tokenizer, record) for record in records]
     for found, of_record in zip(rows, expected, strict=True):
         assert {metric: found[metric] for metric in of_record} == pytest.approx(of_record)
