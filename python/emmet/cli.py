@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, so each command does 
     from .architectures import Architecture
     from .delta import Delta
     from .editor import EditHandle, Editor
-    from .evaluate import Drift, Report, Tasks, TaskScores
+    from .evaluate import Report, Tasks, TaskScores
     from .statistics import Statistics
 
 Row = tuple[str, str]  # of the results: what it is about, and what there is to say
@@ -615,7 +615,7 @@ def _compressed(options: argparse.Namespace, delta: Delta) -> tuple[Delta, list[
 def _eval(options: argparse.Namespace) -> None:
     from .architectures import discover
     from .delta import Delta
-    from .evaluate import Tasks, evaluate, read_references
+    from .evaluate import Tasks, evaluate, measure_drift, read_references
     from .output import check_folder
 
     records = read_records(options.records)[: options.limit]
@@ -631,13 +631,15 @@ def _eval(options: argparse.Namespace) -> None:
         arch = discover(model)
         drift, tasks_before = None, None
         if delta is not None:
-            with watch.stage("comparison"):
-                drift, tasks_before = _compare(options, arch, tokenizer, delta, tasks, progress)
+            if options.drift is not None:
+                with watch.stage("drift"):
+                    drift = measure_drift(arch, tokenizer, delta, options.drift, progress=progress)
+            tasks_before = _run_tasks(tasks, arch, tokenizer, watch, progress)
             delta.apply(model)
         with watch.stage("evaluation"):
             report = evaluate(arch, tokenizer, records, progress, write_texts=options.texts, references=references)
-            scores = None if tasks is None else tasks.score(model, tokenizer, progress)
-    report = replace(report, drift=drift, tasks=scores, tasks_before=tasks_before)
+        tasks_after = _run_tasks(tasks, arch, tokenizer, watch, progress)
+    report = replace(report, drift=drift, tasks=tasks_after, tasks_before=tasks_before)
     report.write(options.report)
     _print_rows(*_report_rows(report), ("time", str(watch)), ("written", str(options.report)))
 
@@ -653,21 +655,17 @@ def _check_drift(options: argparse.Namespace) -> None:
         open_corpus(options.drift).digest()
 
 
-def _compare(
-    options: argparse.Namespace,
+def _run_tasks(
+    tasks: Tasks | None,
     arch: Architecture,
     tokenizer: PreTrainedTokenizerBase,
-    delta: Delta,
-    tasks: Tasks | None,
+    watch: _Stopwatch,
     progress: Progress,
-) -> tuple[Drift | None, TaskScores | None]:
-    """What needs the unedited model, as far as it is asked for."""
-    from .evaluate import measure_drift
-
-    drift = None
-    if options.drift is not None:
-        drift = measure_drift(arch, tokenizer, delta, options.drift, progress=progress)
-    return drift, None if tasks is None else tasks.score(arch.model, tokenizer, progress)
+) -> TaskScores | None:
+    if tasks is None:
+        return None
+    with watch.stage("tasks"):
+        return tasks.score(arch.model, tokenizer, progress)
 
 
 def _report_rows(report: Report) -> Iterator[Row]:
@@ -813,7 +811,7 @@ class _Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[name] = time.perf_counter() - start
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _print_rows(*rows: Row) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .downstream import Tasks, TaskScores
-from .drift import Drift, measure_drift
+from .drift import measure_drift
 from .references import read_references
 from .report import Report, evaluate, summarise
 
-__all__ = ["Drift", "Report", "TaskScores", "Tasks", "evaluate", "measure_drift", "read_references", "summarise"]
+__all__ = ["Report", "TaskScores", "Tasks", "evaluate", "measure_drift", "read_references", "summarise"]

@@ -35,8 +35,9 @@ def estimate(
 ) -> dict[str, Estimate | None]:
     """Average each of the metrics over the records that have it; "S" is the harmonic mean of the averages of its parts.
 
-    The intervals are those of the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over records. Raises
-    EditError if there are no records.
+    The intervals are those of the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over records, which are
+    taken as independent; where all records have one value, the interval is that value. Raises EditError if there are no
+    records.
     """
     if not records:
         message = "expected at least one record to evaluate, got none"
