@@ -24,7 +24,7 @@ from ..architectures import Architecture
 from ..edits import Record
 from ..forward import batches_of_one_length
 from ..hooks import frozen
-from ..progress import Progress, silent
+from ..progress import Progress, silent, within
 from ..sampling import likeliest, next_tokens
 from ..tokens import encode_prompts
 from .scoring import Pair, Score, check_fits, shortened
@@ -66,14 +66,8 @@ def evaluate_generation(
         for token in tokens:
             answer.add(token)
 
-    undecided = [i for i, answer in enumerate(answers) if not answer.is_decided]
-    known = [(*rows[i], *answers[i].ids) for i in undecided]
-    done = len(answers) - len(undecided)
-    with frozen(arch.model), torch.no_grad():
-        for batch in batches_of_one_length([len(ids) for ids in known], ROWS):
-            _write(arch, [known[i] for i in batch], [answers[undecided[i]] for i in batch])
-            done += len(batch)
-            progress("generate", done, len(records))
+    undecided = [(row, answer) for row, answer in zip(rows, answers, strict=True) if not answer.is_decided]
+    _decode(arch, undecided, within(progress, len(records) - len(undecided), len(records)))
     return [answer.to_json() for answer in answers]
 
 
@@ -98,8 +92,19 @@ def _known_tokens(
         yield score.greedy if score is not None and prompt.ids[: prompt.target.start] == row else ()
 
 
+def _decode(arch: Architecture, answers: Sequence[tuple[tuple[int, ...], _Answer]], progress: Progress) -> None:
+    """Let the model go on with answers to prompts, which are given as tokens, until each answer is decided."""
+    rows = [(*prompt, *answer.ids) for prompt, answer in answers]
+    done = 0
+    with frozen(arch.model), torch.no_grad():
+        for batch in batches_of_one_length([len(row) for row in rows], ROWS):
+            _write(arch, [rows[i] for i in batch], [answers[i][1] for i in batch])
+            done += len(batch)
+            progress("generate", done, len(answers))
+
+
 def _write(arch: Architecture, rows: Sequence[Sequence[int]], answers: Sequence[_Answer]) -> None:
-    """Let the model answer rows of one length until each answer is decided."""
+    """Let the model go on with rows of one length until each answer is decided."""
     for tokens in next_tokens(arch.model, torch.tensor(rows, device=arch.model.device), likeliest):
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             answer.add(token)

@@ -135,7 +135,7 @@ def test_zsre_records_have_its_metrics(arch: Architecture, tokenizer: PreTrained
     found = report.to_json()
     assert list(found)[:4] == list(zsre.METRICS) == ["efficacy", "paraphrase", "specificity", "S"]
     assert "ES" not in found
-    assert [call for call in calls if call[1] == call[2]] == [("score", 3, 3), ("generate", 1, 1)]
+    assert ("score", 3, 3) in calls
 
 
 def test_our_own_jsonl_without_anything_else_gives_an_accuracy(
