@@ -67,9 +67,15 @@ format: $(DONE)/dev ## Correct style
 types: $(DONE)/dev ## Check types
 	$(BIN)/mypy
 
-bench: $(DONE)/dev model ## Time value vectors against the published procedure (needs EMMET_DATA)
-	@test -n "$(EMMET_DATA)" || { echo "set EMMET_DATA to a folder with counterfact/edit-10k.jsonl"; exit 1; }
-	$(BIN)/python bench/values.py $(MODELS)/*.gguf --records $(EMMET_DATA)/counterfact/edit-10k.jsonl
+bench: $(DONE)/dev model ## Time emmet against what is used today (needs EMMET_DATA); figures in build/bench
+	@test -n "$(EMMET_DATA)" || { echo "set EMMET_DATA to a folder with counterfact/ and wikitext-2/"; exit 1; }
+	mkdir -p build/bench
+	model=$$(ls $(MODELS)/*.gguf); records=$(EMMET_DATA)/counterfact/edit-10k.jsonl; \
+	corpus=$$(ls $(EMMET_DATA)/wikitext-2/*.txt | head -n 1); set -e; \
+	run() { name=$$1; shift; \
+	  $(BIN)/python bench/$$name.py --json build/bench/$$name.json "$$@" >build/bench/$$name.md; cat build/bench/$$name.md; }; \
+	run covariance; run solve; run accumulation $$model --corpus $$corpus; run latency $$model --records $$records; \
+	run evaluate $$model --records $$records --count 200; run values $$model --records $$records
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,49 +1,44 @@
 """How long `Covariance.add` takes, against XᵀX by torch: python bench/covariance.py [--dims 1536 3072] [--tokens 4096]
 
-Both run in turn on the same float32 keys. Prints the median ratio of the times with its range, and the error against
-float64.
+Both run in turn on the same float32 keys. The error is against float64, over all the tokens that were added.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 
 import emmet
-
-ROUNDS = 15
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+from measure import in_turn, parser, ratios, report, spread
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dims", type=int, nargs="+", default=[1536, 3072])
-    parser.add_argument("--tokens", type=int, default=4096)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--dims", type=int, nargs="+", default=[1536, 3072])
+    options_of.add_argument("--tokens", type=int, default=4096, help="keys in a batch")
+    options_of.add_argument("--rounds", type=int, default=15)
+    options = options_of.parse_args()
 
-    print(f"{options.tokens} tokens, float32, {torch.get_num_threads()} threads, {ROUNDS} rounds")
-    print("| d | XᵀX / add | relative error |\n| --- | --- | --- |")
+    rows = []
     for dim in options.dims:
-        keys = torch.randn(options.tokens, dim, generator=torch.Generator().manual_seed(0))
-        covariance = emmet.Covariance(dim)
-        covariance.add(keys)
-        exact = keys.double().T @ keys.double()
+        covariance, exact = emmet.Covariance(dim), torch.zeros(dim, dim, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        taken: dict[str, list[float]] = {"torch": [], "emmet": []}
+        for _ in range(options.rounds):
+            keys = torch.randn(options.tokens, dim, generator=generator)
+            ways = {"torch": lambda x=keys: x.T @ x, "emmet": lambda x=keys, to=covariance: to.add(x)}
+            for name, seconds in in_turn(ways, rounds=1).items():
+                taken[name] += seconds
+            exact.addmm_(keys.double().T, keys.double())
         error = ((covariance.sum() - exact).norm() / exact.norm()).item()
-        ratios = []
-        for _ in range(ROUNDS):
-            plain = seconds(lambda keys=keys: keys.T @ keys)
-            ratios.append(plain / seconds(lambda keys=keys, to=covariance: to.add(keys)))
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        print(f"| {dim} | {spread} | {error:.1e} |")
+        rows.append(
+            {
+                "d": dim,
+                "XᵀX / add": spread(ratios(taken["torch"], taken["emmet"])),
+                "tokens": covariance.count(),
+                "relative error": f"{error:.1e}",
+            }
+        )
+    report(f"Covariance.add, {options.tokens} float32 keys a batch", rows, options.json)
 
 
 if __name__ == "__main__":

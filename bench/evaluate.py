@@ -8,15 +8,9 @@ with its range), and how far the NLLs are apart. Writes JSON with --json FILE.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -27,6 +21,7 @@ from emmet.edits import Record, read_records
 from emmet.evaluate import Report, evaluate
 from emmet.loading import load
 from emmet.tokens import encode_prompts, pad_rows
+from measure import in_turn, parser, ratios, report, spread
 
 
 def texts(record: Record) -> Iterator[tuple[str, str]]:
@@ -63,44 +58,38 @@ def nlls(report: Report) -> list[float]:
     ]
 
 
-def timed(series: list[float], function: Callable[[], Any]) -> Any:
-    """Call `function`, and add to `series` how many seconds it took."""
-    start = time.perf_counter()
-    result = function()
-    series.append(time.perf_counter() - start)
-    return result
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--records", type=Path, required=True, help="a file of CounterFact")
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=10, help="parts that the records are split into")
-    parser.add_argument("--rows", type=int, default=32, help="texts in a batch of the plain pass")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("model")
+    options_of.add_argument("--records", type=Path, required=True, help="a file of CounterFact")
+    options_of.add_argument("--count", type=int, default=1000)
+    options_of.add_argument("--rounds", type=int, default=10, help="parts that the records are split into")
+    options_of.add_argument("--rows", type=int, default=32, help="texts in a batch of the plain pass")
+    options = options_of.parse_args()
 
     model, tokenizer = load(options.model)
     arch = discover(model)
     records = read_records(options.records)[: options.count]
     size = math.ceil(len(records) / options.rounds)
-    plain, ours = [], []
-    difference = 0.0
+    taken: dict[str, list[float]] = {"plain": [], "emmet": []}
+    expected: list[float] = []
+    found: list[float] = []
     for start in range(0, len(records), size):
         part = records[start : start + size]
-        expected = timed(plain, partial(plain_pass, arch, tokenizer, part, options.rows))
-        report = timed(ours, partial(evaluate, arch, tokenizer, part))
-        difference = max(difference, *(abs(a - b) for a, b in zip(expected, nlls(report), strict=True)))
-
-    ratios = [a / b for a, b in zip(plain, ours, strict=True)]
-    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    print(f"{len(records)} records, {torch.get_num_threads()} threads; NLLs differ by {difference:.0e} at most")
-    print("| plain pass, s | emmet, s | plain / emmet |\n| --- | --- | --- |")
-    print(f"| {sum(plain):.1f} | {sum(ours):.1f} | {spread} |")
-    if options.json:
-        found = {"records": len(records), "difference": difference, "plain": plain, "emmet": ours}
-        options.json.write_text(json.dumps(found, indent=2))
+        ways = {
+            "plain": lambda part=part: expected.extend(plain_pass(arch, tokenizer, part, options.rows)),
+            "emmet": lambda part=part: found.extend(nlls(evaluate(arch, tokenizer, part))),
+        }
+        for name, seconds in in_turn(ways, rounds=1).items():
+            taken[name] += seconds
+    row = {
+        "records": len(records),
+        "plain pass, s": f"{sum(taken['plain']):.1f}",
+        "emmet, s": f"{sum(taken['emmet']):.1f}",
+        "plain / emmet": spread(ratios(taken["plain"], taken["emmet"])),
+        "NLLs differ by": f"{max(abs(a - b) for a, b in zip(expected, found, strict=True)):.0e}",
+    }
+    report(f"Evaluation, {options.rounds} parts", [row], options.json)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,16 @@
 """How long value vectors take, against the published procedure: python bench/values.py MODEL [--edits N] [--layer L]
 
 For each batch of edits the published procedure (bench/yardstick.py, one edit at a time), emmet with Adam and emmet with
-Newton steps run in turn, so that a machine that slows down slows all three. Prints seconds an edit, the ratio to the
-published procedure (median over batches, with its range), and the losses reached. Writes JSON with --json FILE.
+Newton steps run in turn, so that a machine that slows down slows all three. Shows seconds an edit, the ratio to the
+published procedure (median over batches, with its range), and the losses reached.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
 
 from emmet import EditConfig
 from emmet.architectures import Architecture, discover
@@ -27,9 +22,13 @@ from emmet.prefixes import sample_prefixes
 from emmet.suffixes import Injection
 from emmet.tokens import encode_prompts
 from emmet.values import optimise_values
+from measure import parser, ratios, report, seconds, spread
 from yardstick import published_value
 
-FIRST_EDIT = 3000  # the Newton steps were developed on records 1000 to 1015
+FIRST_EDIT = 3000  # Newton steps were developed on records 1000 to 1015 and 2000 to 2063
+
+
+Way = Callable[[Sequence[Edit]], tuple[list[float], list[int]]]
 
 
 @dataclass
@@ -40,8 +39,12 @@ class Series:
     losses: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
-
-Way = Callable[[Sequence[Edit]], tuple[list[float], list[int]]]
+    def add(self, batch: Sequence[Edit], way: Way) -> None:
+        found: list[tuple[list[float], list[int]]] = []
+        self.seconds.append(seconds(lambda: found.append(way(batch))) / len(batch))
+        ((losses, steps),) = found
+        self.losses += losses
+        self.steps += steps
 
 
 def ways(arch: Architecture, tokenizer: object, prefixes: Sequence[str], config: ResolvedConfig) -> dict[str, Way]:
@@ -69,39 +72,37 @@ def ways(arch: Architecture, tokenizer: object, prefixes: Sequence[str], config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--records", type=Path, required=True, help="a file of edits, such as CounterFact's")
-    parser.add_argument("--edits", type=int, default=24)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--layer", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("model")
+    options_of.add_argument("--records", type=Path, required=True, help="a file of edits, such as CounterFact's")
+    options_of.add_argument("--first", type=int, default=FIRST_EDIT)
+    options_of.add_argument("--edits", type=int, default=24)
+    options_of.add_argument("--batch", type=int, default=8)
+    options_of.add_argument("--layer", type=int, default=7)
+    options = options_of.parse_args()
 
     model, tokenizer = load(options.model)
     arch = discover(model)
     config = EditConfig(layers=[options.layer], batch_size=options.batch).resolve(model.config)
     prefixes = sample_prefixes(model, tokenizer, count=config.prefix_count, length=config.prefix_length, seed=0)
-    edits = read_edits(options.records)[FIRST_EDIT : FIRST_EDIT + options.edits]
-    series = {name: Series() for name in ("published", "emmet, adam", "emmet, newton")}
+    edits = read_edits(options.records)[options.first : options.first + options.edits]
+    series: dict[str, Series] = {}
     for first in range(0, len(edits), options.batch):
         batch = edits[first : first + options.batch]
         for name, run in ways(arch, tokenizer, prefixes, config).items():
-            start = time.perf_counter()
-            losses, steps = run(batch)
-            series[name].seconds.append((time.perf_counter() - start) / len(batch))
-            series[name].losses += losses
-            series[name].steps += steps
+            series.setdefault(name, Series()).add(batch, run)
 
-    print(f"{len(edits)} edits in batches of {options.batch}, layer {options.layer}, {torch.get_num_threads()} threads")
-    print("| | s an edit | published / this | mean loss | mean steps |\n| --- | --- | --- | --- | --- |")
-    for name, one in series.items():
-        ratios = [theirs / ours for theirs, ours in zip(series["published"].seconds, one.seconds, strict=True)]
-        spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})"
-        means = f"{statistics.mean(one.losses):.3f} | {statistics.mean(one.steps):.1f}"
-        print(f"| {name} | {statistics.median(one.seconds):.2f} | {spread} | {means} |")
-    if options.json:
-        options.json.write_text(json.dumps({name: vars(one) for name, one in series.items()}, indent=2))
+    rows = [
+        {
+            "": name,
+            "s an edit": f"{statistics.median(one.seconds):.2f}",
+            "published / this": spread(ratios(series["published"].seconds, one.seconds), 1),
+            "mean loss": f"{statistics.mean(one.losses):.3f}",
+            "mean steps": f"{statistics.mean(one.steps):.1f}",
+        }
+        for name, one in series.items()
+    ]
+    report(f"{len(edits)} edits in batches of {options.batch}, layer {options.layer}", rows, options.json)
 
 
 if __name__ == "__main__":

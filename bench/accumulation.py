@@ -1,8 +1,8 @@
-"""What accumulating covariances adds to a forward pass: python bench/statistics.py MODEL --corpus FILE
+"""What accumulating covariances adds to a forward pass: python bench/accumulation.py MODEL --corpus FILE
 
-Both run in turn over the same batch of text, through the layers up to the deepest one whose keys are read: the bare pass
-keeps nothing, the other adds the keys of 1 or of 8 layers. Beside what it took stands what the arithmetic makes one
-expect: d_in² multiplications a key (half of a square) over those of a layer's weights.
+Both run in turn over the same batch of text, through the layers up to the deepest one whose keys are read: the bare
+pass keeps nothing, the other adds the keys of 1 or of 8 layers. Beside what it took stands what the arithmetic makes
+one expect: half of d_in² multiplications a key, over those with the weights of all these layers.
 """
 
 from __future__ import annotations
