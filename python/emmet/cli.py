@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .config import EditConfig, ResolvedConfig, parse_layers
-from .edits import Edit, check_consistent, read_edits, read_records
+from .edits import Edit, Record, check_consistent, read_edits, read_records
 from .errors import ConfigError, EmmetError
 from .progress import Progress, silent
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, so each command does 
     from .editor import EditHandle, Editor
     from .evaluate import Report, Tasks, TaskScores
     from .statistics import Statistics
+    from .sweep.results import Results
 
 Row = tuple[str, str]  # of the results: what it is about, and what there is to say
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ledger(commands)
     _add_export(commands)
     _add_eval(commands)
+    _add_sweep(commands)
     _add_info(commands)
     return parser
 
@@ -264,6 +267,67 @@ examples:
     )
 
 
+def _add_sweep(commands: Any) -> None:
+    parser = _command(
+        commands,
+        _sweep,
+        "sweep",
+        "try methods, batch sizes, layers and ridges on a data set, and report the scores",
+        """\
+examples:
+  emmet sweep gpt2 counterfact.json --out sweep/ --methods rome,emmet,memit --batch-sizes 1,16,64,256 --scored 512
+  emmet sweep gpt2 counterfact.json --out sweep/ --methods emmet --ridges 0,1,100,10000 --batch-sizes 64 --layers 7
+  emmet sweep gpt2 counterfact.json --out sweep/ --layers 5 6 7 5-7 --batch-sizes 64 --records 5000:5500
+  emmet sweep gpt2 counterfact.json --out sweep/ --batch-sizes 64,1024 --scored 1024 --sequential --drift wiki.txt
+
+Each batch is made in the unedited model, scored on its own records and taken back. The same command goes on where it
+was interrupted. DIR gets report.html, report.md, and a JSON file for each combination.""",
+    )
+    _add_model(parser)
+    parser.add_argument("data", type=Path, metavar="DATA.jsonl", help="records of ours, CounterFact or zsRE")
+    parser.add_argument("--records", type=_span, default=":", metavar="A:B", help="take those from A up to B, from 0")
+    parser.add_argument(
+        "--methods",
+        type=_list,
+        default=["emmet", "memit"],
+        metavar="A,B",
+        help="with ridges of their own as in memit:15000",
+    )
+    parser.add_argument(
+        "--batch-sizes", type=_whole_numbers, default=[1, 16, 64], metavar="N,N", help="edits made at once"
+    )
+    parser.add_argument(
+        "--layers",
+        type=_layers,
+        nargs="+",
+        metavar="N-N",
+        help='sets of decoder layers, from 0, such as "7" or "4-8,10"',
+    )
+    parser.add_argument(
+        "--ridges",
+        type=_ridges,
+        metavar="μ,μ",
+        help="for each method but rome that has none of its own; numbers or auto",
+    )
+    parser.add_argument(
+        "--scored",
+        type=_whole_number(1),
+        metavar="N",
+        help="make as many batches a run as N records take, and score these (default: all whole batches)",
+    )
+    parser.add_argument(
+        "--sequential", action="store_true", help="make batches on top of those before; score all after the last"
+    )
+    parser.add_argument(
+        "--drift", metavar="TEXT", help="text to compare predictions on, with and without edits; named as --corpus"
+    )
+    parser.add_argument("--drift-tokens", type=_whole_number(2), metavar="N", help="of that text (default: 2000)")
+    parser.add_argument("--config", type=Path, metavar="FILE.json", help="all other settings, of emmet.EditConfig")
+    _add_statistics(parser)
+    _add_values(parser)
+    _add_output(parser)
+
+
 def _add_info(commands: Any) -> None:
     parser = _command(
         commands,
@@ -351,6 +415,25 @@ def _add_values(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to keep value vectors in, and to take them from (default: in the cache)",
     )
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [_whole_number(1)(part) for part in _list(text)]
+
+
+def _ridges(text: str) -> list[float | Literal["auto"]]:
+    return [_ridge(part) for part in _list(text)]
+
+
+def _span(text: str) -> str:
+    if not re.fullmatch("[0-9]{0,9}:[0-9]{0,9}", text):
+        message = f'expected records as in "5000:5500", got {text!r}'
+        raise argparse.ArgumentTypeError(message)
+    return text
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -677,6 +760,73 @@ def _report_rows(report: Report) -> Iterator[Row]:
         yield "drift", f"KL {text.kl:.3g} nats, {perplexity}, top-1 agreement {text.top_1_agreement:.1f} %"
     for task, scores in (report.tasks or {}).items():
         yield task, ", ".join(f"{metric} {score.value:.4g}" for metric, score in scores.items())
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .corpora import open_corpus
+    from .output import check_folder
+    from .statistics import Statistics
+    from .storage import cache_folder
+    from .sweep import Plan, sweep
+    from .sweep.plan import check_batch_sizes, without_repetitions
+    from .sweep.store import check_sweep_folder
+
+    config = EditConfig() if options.config is None else _read_config(options.config)
+    chosen = {name: getattr(options, name) for name in ("layers", "ridges", "scored", "drift", "drift_tokens")}
+    plan = Plan(
+        methods=options.methods,
+        batch_sizes=options.batch_sizes,
+        sequential=options.sequential,
+        config=config,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    records = _selected(read_records(options.data), options)
+    check_batch_sizes(plan.batch_sizes, len(without_repetitions(records)))
+    check_sweep_folder(options.out)
+    values = options.values or cache_folder() / "values"
+    check_folder(values)
+    for corpus in (options.corpus if options.stats is None else None, options.drift):
+        if corpus is not None:
+            open_corpus(corpus).digest()  # one that cannot be read is reported before the model is loaded
+    if options.stats is not None:
+        Statistics.load(options.stats, {layer for layers in options.layers or () for layer in layers})
+
+    watch = _Stopwatch()
+    with _progress(options) as progress:
+        model, tokenizer = _load(options, watch, progress)
+        with watch.stage("sweep"):
+            results = sweep(
+                model,
+                tokenizer,
+                records,
+                plan,
+                options.out,
+                statistics=options.stats,
+                corpus=options.corpus,
+                value_cache=values,
+                data=f"{options.data.name} {options.records}".removesuffix(" :"),
+                progress=progress,
+            )
+    _print_rows(*_sweep_rows(results), ("time", str(watch)), ("written", str(options.out)))
+
+
+def _selected(records: Sequence[Record], options: argparse.Namespace) -> Sequence[Record]:
+    """The records that --records names."""
+    first, end = (int(number) if number else None for number in options.records.split(":"))
+    selected = records[first:end]
+    if not selected:
+        message = f"there are no records {options.records} in {options.data}, which has {len(records):,}"
+        raise ConfigError(message)
+    return selected
+
+
+def _sweep_rows(results: Results) -> Iterator[Row]:
+    yield "records", f"{results.facts['scored']:,} scored, {results.facts['repetitions']:,} repetitions left out"
+    for one in results.runs:
+        scores = [(metric, one.scores.metrics[metric]) for metric in results.metrics] if one.scores else []
+        found = ", ".join(f"{metric} {of.mean:.1f}" for metric, of in scores if of is not None)
+        failed = f"{len(one.failures):,} of {len(one.outcomes):,} batches failed" if one.failures else ""
+        yield one.run.name, ", ".join(filter(None, [found, failed]))
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -443,7 +443,7 @@ def test_errors_of_emmet_itself_propagate(folder: Path, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["stats", "edit", "export", "eval", "info"])
+@pytest.mark.parametrize("command", ["stats", "edit", "export", "eval", "sweep", "info"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -136,3 +136,7 @@ def test_default_layers_exist_and_are_consecutive(method: str, depth: int) -> No
 def test_a_preset_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         presets.depth_relative("emmet", 30).steps = 3  # type: ignore[misc]
+
+
+def test_published_ridges_are_in_order_and_of_methods_that_have_one() -> None:
+    assert presets.published_ridges() == [("emmet", 0.1), ("emmet", 100.0), ("memit", 15000.0), ("memit", 20000.0)]

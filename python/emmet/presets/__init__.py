@@ -47,6 +47,12 @@ def find(model_config: PretrainedConfig, method: str) -> Preset | None:
     return None
 
 
+def published_ridges() -> list[tuple[str, float]]:
+    """Method and ridge of all that was published with one, without repetitions, by ridge."""
+    ridges = {(row["method"], float(row["ridge"])) for row in _facts()["published"]}
+    return sorted((found for found in ridges if found[0] in ("emmet", "memit")), key=lambda found: found[::-1])
+
+
 def depth_relative(method: str, depth: int) -> Preset:
     """What to use for a model of `depth` layers for which nothing was published.
 

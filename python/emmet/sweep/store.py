@@ -1,0 +1,76 @@
+"""The folder of a sweep: a manifest, and one JSON file a run that is written whole after each few batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import EmmetError, FormatError
+from ..output import MANIFEST, check_output
+from ..storage import write_json, write_text
+
+FORMAT = "emmet.sweep.1"
+
+Outcome = dict[str, Any]
+"""What came of one batch, as JSON.
+
+"first" and "end" say which records it edited; "records" holds the metrics of those that were scored, and "layers" the
+`LayerFigures`. Both are empty if it failed; "error" says why. "drift" is the `TextDrift`, where it was measured.
+"""
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """The outcomes of a run's batches, in order. `made_of` is all that they depend on, as JSON."""
+
+    path: Path
+    made_of: Mapping[str, Any]
+
+    def read(self) -> list[Outcome]:
+        """The outcomes so far, none if the file is missing.
+
+        Raises FormatError if the file is damaged, or depends on anything else.
+        """
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            made_of, outcomes = dict(found["run"]), list(found["batches"])
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{self.path} is not what `emmet sweep` wrote there: delete it, and it will be run again"
+            raise FormatError(message) from error
+        expected = json.loads(json.dumps(self.made_of))  # tuples are lists in the file
+        differing = sorted(name for name in expected | made_of if expected.get(name) != made_of.get(name))
+        if differing:
+            message = f"{self.path} is of another sweep, which differs in {', '.join(differing)}: name another folder"
+            raise FormatError(message)
+        return outcomes
+
+    def write(self, outcomes: Sequence[Outcome]) -> None:
+        """Replace the file by one with these outcomes, one a line."""
+        run = json.dumps(self.made_of, ensure_ascii=False, allow_nan=False)
+        lines = ",\n".join(json.dumps(outcome, ensure_ascii=False, allow_nan=False) for outcome in outcomes)
+        write_text(self.path, f'{{"run": {run},\n"batches": [\n{lines}\n]}}\n')
+
+
+def check_sweep_folder(folder: Path) -> None:
+    """Raise EmmetError unless `folder` is new, empty or that of a sweep."""
+    check_output(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        ours = manifest["format"] == FORMAT
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        message = f"expected a new folder or that of a sweep, got {folder}, which holds something else; name another"
+        raise EmmetError(message)
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Mark a folder as that of a sweep, and say what it is made of."""
+    write_json(folder / MANIFEST, {"format": FORMAT, **facts})
