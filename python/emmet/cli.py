@@ -278,7 +278,7 @@ examples:
   emmet sweep gpt2 counterfact.json --out sweep/ --methods rome,emmet,memit --batch-sizes 1,16,64,256 --scored 512
   emmet sweep gpt2 counterfact.json --out sweep/ --methods emmet --ridges 0,1,100,10000 --batch-sizes 64 --layers 7
   emmet sweep gpt2 counterfact.json --out sweep/ --layers 5 6 7 5-7 --batch-sizes 64 --records 5000:5500
-  emmet sweep gpt2 counterfact.json --out sweep/ --batch-sizes 64,1024 --scored 1024 --sequential --drift wiki.txt
+  emmet sweep gpt2 counterfact.json --out sweep/ --batch-sizes 64,1024 --scored 1024 --sequential --absorb 0,1
 
 Each batch is made in the unedited model, scored on its own records and taken back. The same command goes on where it
 was interrupted. DIR gets report.html, report.md, and a JSON file for each combination.""",
@@ -317,6 +317,12 @@ was interrupted. DIR gets report.html, report.md, and a JSON file for each combi
     )
     parser.add_argument(
         "--sequential", action="store_true", help="make batches on top of those before; score all after the last"
+    )
+    parser.add_argument(
+        "--absorb",
+        type=_numbers,
+        metavar="N,N",
+        help="with --sequential, weights to try of earlier edits among what later ones preserve (default: 1)",
     )
     parser.add_argument(
         "--drift", metavar="TEXT", help="text to compare predictions on, with and without edits; named as --corpus"
@@ -423,6 +429,14 @@ def _list(text: str) -> list[str]:
 
 def _whole_numbers(text: str) -> list[int]:
     return [_whole_number(1)(part) for part in _list(text)]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in _list(text)]
+    except ValueError as error:
+        message = f"expected numbers, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from error
 
 
 def _ridges(text: str) -> list[float | Literal["auto"]]:
@@ -772,7 +786,8 @@ def _sweep(options: argparse.Namespace) -> None:
     from .sweep.store import check_sweep_folder
 
     config = EditConfig() if options.config is None else _read_config(options.config)
-    chosen = {name: getattr(options, name) for name in ("layers", "ridges", "scored", "drift", "drift_tokens")}
+    optional = ("layers", "ridges", "scored", "absorb", "drift", "drift_tokens")
+    chosen = {name: getattr(options, name) for name in optional}
     plan = Plan(
         methods=options.methods,
         batch_sizes=options.batch_sizes,

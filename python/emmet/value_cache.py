@@ -34,7 +34,9 @@ _FORMAT = "emmet values 1"
 
 # Of the settings, those that values do not depend on, or only through the prompts and the place of v*. All others
 # count, new ones too.
-_IDLE_SETTINGS = {"method", "layers", "ridge", "prefixes", "prefix_count", "prefix_length", "seed", "batch_size"}
+_OF_THE_SOLVER = {"method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb"}
+_OF_THE_PROMPTS = {"prefixes", "prefix_count", "prefix_length", "seed"}
+_IDLE_SETTINGS = {*_OF_THE_SOLVER, *_OF_THE_PROMPTS, "batch_size"}
 
 _TENSORS = ("targets", "loss", "steps")
 

@@ -171,7 +171,7 @@ def test_other_settings_are_other_values(cache: Cache, settings: dict[str, Any])
 
 def test_settings_of_the_solver_share_values(cache: Cache) -> None:
     cache(EDITS[:1])
-    cache(EDITS[:1], method="memit", ridge=3.0, layers=[0, 1], seed=7, batch_size=2)
+    cache(EDITS[:1], method="memit", ridge=3.0, layers=[0, 1], absorb=0.5, seed=7, batch_size=2)
     assert len(cache.computed) == 1
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from .. import presets
 from ..evaluate.intervals import Estimate
 from .chart import Chart, Mark, Point, Series
-from .plan import Run, layers_text, ridge_text
+from .plan import ONE_METRIC, Run, layers_text, ridge_text
 from .results import Results, RunResult
 
 Measure = Callable[[RunResult], Estimate | None]
@@ -68,13 +68,25 @@ def metric_charts(results: Results, runs: Sequence[RunResult], axis: Axis) -> li
 
 
 def ridge_charts(results: Results, runs: Sequence[RunResult]) -> list[Chart]:
-    """A chart for each batch size, with a line for each metric. Of runs with the same ridge the first is shown."""
+    """A chart for all runs that differ in the ridge alone, with a line for each metric.
+
+    EMMET and MEMIT with the same ridge are the same, so that one of them is shown.
+    """
     charts = []
-    for size, of_size in grouped(runs, batches).items():
-        curve = list({one.run.config.ridge: one for one in reversed(of_size)}.values())
+    for name, of_curve in grouped(runs, _ridge_curve).items():
+        curve = list({one.run.config.ridge: one for one in reversed(of_curve)}.values())
         lines = [Line(metric, curve, score(metric)) for metric in results.metrics]
-        charts += line_charts(f"{size.capitalize()}, percent", ridge_axis(curve), lines, marks=published_ridges())
+        charts += line_charts(f"{name}, percent", ridge_axis(curve), lines, marks=published_ridges())
     return charts
+
+
+def _ridge_curve(run: Run) -> str:
+    parts = [batches(run).capitalize()]
+    if run.config.method not in ONE_METRIC:
+        parts.append(run.config.method)
+    if run.sequential:
+        parts.append(f"absorb {run.config.absorb:g}")
+    return ", ".join(parts)
 
 
 def line_charts(
@@ -119,9 +131,10 @@ def grouped(runs: Iterable[RunResult], key: Callable[[Run], str]) -> dict[str, l
 
 
 def solver(run: Run) -> str:
-    """Method and ridge, without which a method is not known."""
+    """Method, ridge, and what becomes of earlier edits: all that tells solvers apart."""
     method = run.config.method.upper()
-    return method if run.config.method == "rome" else f"{method} μ = {ridge_text(run.config.ridge)}"
+    name = method if run.config.method == "rome" else f"{method} μ = {ridge_text(run.config.ridge)}"
+    return f"{name}, absorb {run.config.absorb:g}" if run.sequential else name
 
 
 def layers(run: Run) -> str:

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 Ridge = float | Literal["auto"]
 
 # These solve in the metric of C, and differ in the ridge alone.
-_ONE_METRIC = ("rome", "memit", "emmet")
+ONE_METRIC = ("rome", "memit", "emmet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class Plan:
         with and without edits are compared, for a few batches of each run.
     sequential: the batches of a run are made one after the other on top of those before, and all scored after the last.
         Otherwise each is made in the unedited model, scored, and taken back.
+    absorb: for sequential batches, the weights to try of earlier edits among the memories that later ones preserve;
+        None takes that of `config`.
     config: all other settings.
     """
 
@@ -47,16 +49,20 @@ class Plan:
     drift: str | None = None
     drift_tokens: int = 2000
     sequential: bool = False
+    absorb: Sequence[float] | None = None
     config: EditConfig = field(default_factory=EditConfig)
 
     def __post_init__(self) -> None:
-        for name in ("methods", "batch_sizes", "layers", "ridges"):
+        for name in ("methods", "batch_sizes", "layers", "ridges", "absorb"):
             _check_distinct(name, getattr(self, name))
         for size in self.batch_sizes:
             _check_count("a batch size", size)
         _check_count("drift_tokens", self.drift_tokens)
         if self.scored is not None:
             _check_count("scored", self.scored)
+        if self.absorb is not None and not self.sequential:
+            message = f"absorb is for sequential batches, got {self.absorb!r} without: others know no earlier edits"
+            raise ConfigError(message)
         self._configs()  # each of which checks itself
 
     def runs(self, model_config: PretrainedConfig) -> list[Run]:
@@ -73,9 +79,10 @@ class Plan:
     def _configs(self) -> list[EditConfig]:
         layer_sets = [self.config.layers] if self.layers is None else self.layers
         return [
-            replace(self.config, method=method, layers=layers, ridge=ridge)
+            replace(self.config, method=method, layers=layers, ridge=ridge, absorb=absorb)
             for layers in layer_sets
             for method, ridge in self._methods()
+            for absorb in self.absorb or [self.config.absorb]
         ]
 
     def _methods(self) -> Iterator[tuple[Any, Ridge | None]]:
@@ -105,7 +112,7 @@ class Run:
         config = self.config
         name = f"{config.method}-layers-{layers_text(config.layers)}-ridge-{ridge_text(config.ridge)}"
         name += f"-batch-{self.batch_size}"
-        return name + "-sequential" * self.sequential
+        return f"{name}-sequential-absorb-{ridge_text(config.absorb)}" if self.sequential else name
 
     @property
     def shares_values(self) -> bool:
@@ -115,8 +122,8 @@ class Run:
     @property
     def shared_config(self) -> ResolvedConfig:
         """The settings without those that values, keys and metrics do not depend on: runs that share these have one."""
-        method: Method = "emmet" if self.config.method in _ONE_METRIC else self.config.method
-        return replace(self.config, method=method, ridge=0.0)
+        method: Method = "emmet" if self.config.method in ONE_METRIC else self.config.method
+        return replace(self.config, method=method, ridge=0.0, absorb=0.0)
 
     def batches(self, records: int, scored: int | None) -> list[Batch]:
         """What to make of so many records: as many whole batches as are needed to score `scored`, or as there are.

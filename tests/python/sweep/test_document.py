@@ -103,6 +103,17 @@ def test_ridges_of_both_methods_are_on_one_curve_with_the_published_ones() -> No
     assert column(section, "method")[1:] == ["EMMET μ = 0", "EMMET μ = 100", "MEMIT μ = 100", "MEMIT μ = 15000"] * 2
 
 
+def test_ridge_curves_of_other_metrics_and_of_sequences_are_apart() -> None:
+    found = results(two_batches, methods=["emmet:0", "emmet:9", "alphaedit:1", "alphaedit:9"], batch_sizes=[4])
+    section = titled(document(found), "Efficacy and specificity against ridge")
+    assert [chart.title for chart in section.charts] == ["Batches of 4, percent", "Batches of 4, alphaedit, percent"]
+    found = results(two_batches, methods=["memit:3", "memit:9"], batch_sizes=[4], sequential=True, absorb=[0, 1])
+    content = document(found)
+    charts = titled(content, "Efficacy and specificity against ridge").charts
+    assert [chart.title for chart in charts] == [f"Batches of 4, absorb {absorb}, percent" for absorb in (0, 1)]
+    assert column(titled(content, "All runs"), "method")[1:3] == ["MEMIT μ = 3, absorb 0", "MEMIT μ = 3, absorb 1"]
+
+
 def test_layers_and_drift() -> None:
     content = document(results(two_batches, layers=[[2], [7], [5, 6, 7]], methods=["emmet:0"]))
     section = titled(content, "Scores against layers, batches of 4")

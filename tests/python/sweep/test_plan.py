@@ -30,6 +30,13 @@ def test_every_combination_is_made_once() -> None:
     ]
 
 
+def test_weights_of_earlier_edits_are_tried_where_there_are_any() -> None:
+    plan = Plan(methods=["emmet:0"], batch_sizes=[2, 4], layers=[[3]], sequential=True, absorb=[0, 0.5])
+    runs = plan.runs(LLAMA)
+    assert [(run.config.absorb, run.batch_size) for run in runs] == [(0, 2), (0, 4), (0.5, 2), (0.5, 4)]
+    assert len({run.name for run in runs}) == 4
+
+
 def test_settings_and_presets_decide_what_is_left_out() -> None:
     plan = Plan(methods=["emmet", "memit"], batch_sizes=[2], config=EditConfig(layers=[5], steps=3))
     assert combinations(plan) == [("emmet", (5,), "auto", 2), ("memit", (5,), 1000, 2)]
@@ -45,7 +52,7 @@ def test_names_of_runs_differ_and_are_file_names() -> None:
     assert all(re.fullmatch(r"[a-z0-9.,-]+", name) for name in names)
     assert names[-1] == "emmet-layers-0-1,5-ridge-auto-batch-16"
     (run,) = Plan(methods=["rome"], batch_sizes=[4], layers=[[1]], sequential=True).runs(LLAMA)
-    assert run.name == "rome-layers-1-ridge-0-batch-4-sequential"
+    assert run.name == "rome-layers-1-ridge-0-batch-4-sequential-absorb-1"
 
 
 @pytest.mark.parametrize("layers", [(3,), (0, 1), (0, 2, 3, 4, 7), (1, 3, 5)])
@@ -116,6 +123,8 @@ def test_which_runs_share_values() -> None:
         ({"batch_sizes": [True]}, "a batch size must be a whole number of at least 1, got True"),
         ({"scored": 0}, "scored must be a whole number of at least 1, got 0"),
         ({"drift_tokens": 0}, "drift_tokens must be a whole number of at least 1, got 0"),
+        ({"absorb": [0, 1]}, "absorb is for sequential batches, got [0, 1] without: others know no earlier edits"),
+        ({"absorb": [-1], "sequential": True}, "absorb must be a number of at least 0"),
         ({"layers": [[1], [1]]}, "layers must differ, got (1,) more than once"),
         ({"layers": [[]]}, "layers must name at least one layer"),
     ],

@@ -97,12 +97,19 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def assert_same_scores(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert {name: one[name] for name in other} == pytest.approx(other, abs=1e-3)  # percent
+        assert {name: one[name] for name in other} == pytest.approx(other, abs=1e-4)  # percent
 
 
 @pytest.mark.parametrize(
     ("method", "layers", "ridge"),
-    [("emmet", [1], 0.0), ("memit", [1], 0.5), ("memit", LAYERS, 0.5), ("rome", [2], 0.0), ("emmet", [1], "auto")],
+    [
+        ("emmet", [1], 0.0),
+        ("emmet", [1], "auto"),
+        ("memit", [1], 0.5),
+        ("memit", LAYERS, 0.5),
+        ("rome", [2], 0.0),
+        ("alphaedit", [1], 1.0),
+    ],
 )
 def test_every_batch_is_what_the_editor_makes_of_it(lab: Lab, method: str, layers: list[int], ridge: Any) -> None:
     before = {name: value.clone() for name, value in lab.model.state_dict().items()}
@@ -131,14 +138,21 @@ def test_every_batch_is_what_the_editor_makes_of_it(lab: Lab, method: str, layer
 
 
 def test_sequential_batches_are_made_on_top_of_each_other_and_scored_at_the_end(lab: Lab) -> None:
-    plan = Plan(methods=["emmet:0"], batch_sizes=[2], layers=[[1]], sequential=True, scored=3, config=CONFIG)
-    (one,) = lab.sweep(plan).runs
-    (outcome,) = one.outcomes
-    assert (outcome["first"], outcome["end"]) == (0, 4)
-    editor = lab.editor(method="emmet", layers=[1], ridge=0.0)
-    editor.edit([record.edit for record in RECORDS[:2]])
-    editor.edit([record.edit for record in RECORDS[2:4]])
-    assert_same_scores(outcome["records"], lab.scores(editor, RECORDS[:3]))
+    plan = Plan(methods=["memit:0.5"], batch_sizes=[2], layers=[[1]], sequential=True, absorb=[0, 50], scored=3)
+    runs = lab.sweep(replace(plan, config=CONFIG)).runs
+    before = lab.editor(layers=[1]).arch.projection(1).weight.detach().clone()
+    changes = []
+    for absorb, one in zip([0, 50], runs, strict=True):
+        (outcome,) = one.outcomes
+        assert (outcome["first"], outcome["end"]) == (0, 4)
+        editor = lab.editor(method="memit", layers=[1], ridge=0.5, absorb=absorb)
+        handles = [editor.edit([record.edit for record in records]) for records in (RECORDS[:2], RECORDS[2:4])]
+        assert_same_scores(outcome["records"], lab.scores(editor, RECORDS[:3]))
+        changes.append(((editor.arch.projection(1).weight - before).norm() / before.norm()).item())
+        assert outcome["layers"][0]["relative_change"] == pytest.approx(changes[-1], rel=1e-4)
+        for handle in reversed(handles):
+            handle.undo()
+    assert abs(changes[0] / changes[1] - 1) > 1e-3
 
 
 def test_the_unedited_model_is_scored_on_what_the_runs_score(lab: Lab) -> None:

@@ -71,22 +71,11 @@ def test_whole_way(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_chosen_records_one_after_the_other(folder: Path, tmp_path: Path) -> None:
-    more = (
-        "--records",
-        "1:4",
-        "--batch-sizes",
-        "1",
-        "--methods",
-        "emmet",
-        "--layers",
-        "2",
-        "--sequential",
-        "--scored",
-        "2",
-    )
-    assert cli.main(arguments(folder, tmp_path / "out", *more)) == 0
+    plan = ("--methods", "emmet", "--batch-sizes", "1", "--layers", "2", "--scored", "2")
+    plan += ("--sequential", "--absorb", "0.5")
+    assert cli.main(arguments(folder, tmp_path / "out", "--records", "1:4", *plan)) == 0
     (path,) = (tmp_path / "out" / "runs").glob("emmet-*")
-    assert path.name == "emmet-layers-2-ridge-auto-batch-1-sequential.json"
+    assert path.name == "emmet-layers-2-ridge-auto-batch-1-sequential-absorb-0.5.json"
     (batch,) = json.loads(path.read_text())["batches"]
     assert (batch["first"], batch["end"], len(batch["records"])) == (0, 2, 2)
     assert "3 of records.jsonl 1:4" in (tmp_path / "out" / "report.md").read_text()
