@@ -18,7 +18,7 @@ BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildc
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-llama lint format types bench clean
+.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-llama lint format types bench docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -77,6 +77,10 @@ bench: $(DONE)/dev model ## Time emmet against what is used today (needs EMMET_D
 	run covariance; run solve; run accumulation $$model --corpus $$corpus; run latency $$model --records $$records; \
 	run evaluate $$model --records $$records --count 200; run values $$model --records $$records
 
+docs: $(DONE)/docs ## Build the documentation site, build/docs
+	$(BIN)/doxygen docs/Doxyfile
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/docs
+
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 
@@ -94,6 +98,10 @@ $(DONE)/build: $(DONE)/venv $(BUILD_FILES)
 
 $(DONE)/dev: $(DONE)/build
 	$(BIN)/pip install --quiet 'emmet-edit[datasets,dev,downstream]'
+	@touch $@
+
+$(DONE)/docs: $(DONE)/build
+	$(BIN)/pip install --quiet 'emmet-edit[docs]'
 	@touch $@
 
 $(DONE)/llama: $(DONE)/dev
