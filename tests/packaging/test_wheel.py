@@ -1,16 +1,19 @@
-"""What is in the wheel and what is not, and whether a C++ project can use what was installed."""
+"""What is in the source distribution and in its wheel and what is not, and whether what it installs can be used."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import torch
 
 import emmet
 
@@ -29,20 +32,47 @@ def run(*command: str | Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, ROOT)
-    (path,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="session")
 def package(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's folder in the unpacked wheel."""
-    folder = tmp_path_factory.mktemp("unpacked")
+    return unpacked(wheel, tmp_path_factory.mktemp("unpacked"))
+
+
+def unpacked(wheel: Path, folder: Path) -> Path:
+    """The package's folder of a wheel that is unpacked into `folder`."""
     with ZipFile(wheel) as archive:
         archive.extractall(folder)
     return folder / "emmet"
+
+
+def libraries(package: Path) -> set[str]:
+    """The names of the shared libraries of a package, without their suffixes."""
+    return {path.name.split(".")[0] for path in package.parent.rglob("*.so*")}
+
+
+def runpaths(library: Path) -> list[str]:
+    return re.findall(r"R(?:UN)?PATH\).*\[(.*)\]", run("readelf", "--dynamic", "--wide", library))
+
+
+def test_source_distribution_has_sources_and_nothing_built(dist: Path) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "cpp/src/solve.cpp", "docs/index.md", "tests/packaging/smoke.py"} <= names
+    assert not [name for name in names if name.startswith(("build/", ".venv/", "dist/")) or name.endswith(".so")]
 
 
 def test_wheel_is_small(wheel: Path) -> None:
@@ -75,18 +105,39 @@ def test_wheel_contains_every_public_header(package: Path) -> None:
 
 
 def test_wheel_contains_no_other_library(package: Path) -> None:
-    libraries = {path.name.split(".")[0] for path in package.rglob("*.so*")}
-    assert libraries == {"_core", "libemmet"}
+    assert libraries(package) == {"_core", "libemmet"}
 
 
-@pytest.mark.parametrize(
-    ("library", "expected"),
-    [("_core.cpython-*.so", "$ORIGIN/lib:$ORIGIN/../torch/lib"), ("lib/libemmet.so", "$ORIGIN/../../torch/lib")],
-)
-def test_libraries_find_torch_beside_the_package(package: Path, library: str, expected: str) -> None:
+RUNPATHS = {"_core.cpython-*.so": "$ORIGIN/lib:$ORIGIN/../torch/lib", "lib/libemmet.so": "$ORIGIN/../../torch/lib"}
+
+
+@pytest.mark.parametrize("library", RUNPATHS)
+def test_libraries_find_torch_beside_the_package(package: Path, library: str) -> None:
     (path,) = package.glob(library)
-    dynamic = run("readelf", "--dynamic", "--wide", path)
-    assert re.findall(r"R(?:UN)?PATH\).*\[(.*)\]", dynamic) == [expected]
+    assert runpaths(path) == [RUNPATHS[library]]
+
+
+def test_repair_for_release_checks_symbol_versions_and_adds_no_library(wheel: Path, tmp_path: Path) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="it is part of Python from 3.11")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    command = settings["tool"]["cibuildwheel"]["linux"]["repair-wheel-command"]
+    run(*shlex.split(command.format(wheel=wheel, dest_dir=tmp_path / "repaired")))
+
+    (repaired,) = (tmp_path / "repaired").glob("*.whl")
+    assert "manylinux" in repaired.name  # all symbols that are needed are of versions that this policy allows
+    package = unpacked(repaired, tmp_path / "unpacked")
+    assert libraries(package) == {"_core", "libemmet"}
+    for library, expected in RUNPATHS.items():
+        (path,) = package.glob(library)
+        assert runpaths(path) == [expected]
+
+
+def test_wheel_edits_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
+    python = tmp_path / "bin/python"
+    run(sys.executable, "-m", "venv", tmp_path)
+    # The torch at hand: a range may draw another build, of several GB.
+    run(python, "-m", "pip", "install", "--quiet", wheel, f"torch=={torch.__version__.partition('+')[0]}")
+    assert emmet.__version__ in run(python, Path(__file__).parent / "smoke.py")
 
 
 def test_core_links_no_python(package: Path) -> None:
