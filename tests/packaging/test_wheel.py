@@ -16,17 +16,24 @@ import pytest
 import torch
 
 import emmet
+from emmet._build import TORCH_VERSION
 
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).parents[2]
 LARGEST_WHEEL = 5 * 2**20
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+needs_cmake = pytest.mark.skipif(shutil.which("cmake", path=PATH) is None, reason="CMake is not installed")
+
+
+def attempt(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False)
 
 
 def run(*command: str | Path) -> str:
     """Run a command and return what it prints; on failure show what it said."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
+    done = attempt(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -153,26 +160,40 @@ def test_exported_targets_name_no_path_of_the_build_machine(package: Path) -> No
         assert "site-packages" not in text, path.name
 
 
+def configuration(prefix: str | Path, build: Path) -> tuple[str | Path, ...]:
+    """The command that configures the C++ project in consumer/ with an emmet in `prefix`."""
+    source = Path(__file__).parent / "consumer"
+    return "cmake", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}"
+
+
+@needs_cmake
 @pytest.mark.parametrize("source", ["installed", "wheel"])
 def test_cmake_project_uses_the_core(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") is None:
-        pytest.skip("CMake is not installed")
     if source == "installed":
         prefix = run(sys.executable, "-m", "emmet", "--cmake-prefix")
     else:
-        prefix = str(request.getfixturevalue("package"))
+        prefix = request.getfixturevalue("package")
 
-    run(
-        "cmake",
-        "-S",
-        Path(__file__).parent / "consumer",
-        "-B",
-        tmp_path,
-        f"-DCMAKE_PREFIX_PATH={prefix}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-    )
+    run(*configuration(prefix, tmp_path))
     run("cmake", "--build", tmp_path)
 
     version, relative_error = run(tmp_path / "consumer").split()
     assert version == emmet.__version__
     assert float(relative_error) < 1e-6
+
+
+@needs_cmake
+def test_cmake_project_with_another_minor_version_of_torch_is_refused(tmp_path: Path) -> None:
+    header = tmp_path / "torch/include/torch/headeronly/version.h"
+    header.parent.mkdir(parents=True)
+    parts = zip(("MAJOR", "MINOR", "PATCH"), (2, 99, 1), strict=True)
+    header.write_text("".join(f"#define TORCH_VERSION_{name} {number}\n" for name, number in parts))
+    libraries = tmp_path / "torch/lib"
+    libraries.mkdir()
+    for name in ("c10", "torch_cpu", "torch"):
+        (libraries / f"lib{name}.so").touch()
+
+    prefix = run(sys.executable, "-m", "emmet", "--cmake-prefix")
+    done = attempt(*configuration(prefix, tmp_path / "build"), f"-DEMMET_TORCH_ROOT={tmp_path / 'torch'}")
+    assert done.returncode != 0
+    assert f"built against torch {TORCH_VERSION}, but torch 2.99.1 was found" in " ".join(done.stderr.split())
