@@ -48,7 +48,7 @@ test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real 
 	-$(MAKE) model
 	EMMET_DATA="$(EMMET_DATA)" EMMET_SMOLLM2="$${EMMET_SMOLLM2:-$$(ls $(MODELS)/*.gguf 2>/dev/null)}" $(BIN)/pytest
 
-test-packaging: $(DONE)/dev ## Build a wheel, look into it, and build a C++ program that uses it
+test-packaging: $(DONE)/dev ## Build the distributions, look into them, and use what they install
 	$(BIN)/pytest -m packaging tests/packaging
 
 test-llama: $(DONE)/llama model ## Build llama.cpp (minutes), and run it with an exported adapter
