@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ConfigError, ModelError
@@ -87,10 +87,15 @@ def discover(model: nn.Module) -> Architecture:
         base=base,
         head=head,
         d_model=config.hidden_size,
-        max_positions=getattr(config, "max_position_embeddings", None),
+        max_positions=_max_positions(config),
     )
     _check_any_layer(architecture)
     return architecture
+
+
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    return longest if longest and longest > 0 else None  # XLNet's is -1
 
 
 def _decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, nn.Module, nn.Module]:
@@ -110,6 +115,9 @@ def _decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, nn.Module, nn.
     base = model.get_decoder()  # type: ignore[no-untyped-call]
     if not isinstance(base, PreTrainedModel):  # where a model's head, not its decoder, is called "decoder"
         base = model.base_model
+    if head in set(base.modules()):  # as in Llama 4, whose prefix names no module of the text model alone
+        parts = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+        base = parts[0] if len(parts) == 1 else base
     if head in set(base.modules()):
         message = f"{name} does not keep its decoder apart from its head: choose another model"
         raise ModelError(message)

@@ -165,6 +165,17 @@ def test_text_decoder_of_a_multimodal_model() -> None:
     assert (len(arch), arch.d_model, arch.max_positions) == (2, 32, 99)
 
 
+def test_decoder_that_the_model_does_not_name() -> None:
+    model = mllama_text()
+    arch = discover(model)
+    assert arch.base is model.model
+    assert arch.projection(1).name == "model.layers.1.mlp.down_proj"
+
+
+def test_context_without_a_bound() -> None:
+    assert discover(random_causal_lm("xlnet", d_model=32, n_layer=2, n_head=4, d_inner=80)).max_positions is None
+
+
 def encoder_settings() -> dict[str, Any]:
     return {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -187,11 +198,18 @@ def mamba() -> nn.Module:
     return random_causal_lm("mamba", hidden_size=32, num_hidden_layers=2, state_size=4)
 
 
-def mllama_text() -> nn.Module:
+def mllama_text() -> PreTrainedModel:
     settings = {**encoder_settings(), "num_key_value_heads": 2, "cross_attention_layers": [], "vocab_size": VOCABULARY}
     settings["pad_token_id"] = 0
     config = AutoConfig.for_model("mllama_text_model", **settings)
-    return transformers_models.mllama.MllamaForCausalLM(config)
+    model: PreTrainedModel = transformers_models.mllama.MllamaForCausalLM(config)
+    return model
+
+
+def head_inside_its_decoder() -> nn.Module:
+    model = tiny_model("llama")
+    model.model.lm_head = model.lm_head
+    return model
 
 
 REFUSED = {
@@ -214,7 +232,10 @@ REFUSED = {
         lambda: random_causal_lm("mixtral", **encoder_settings(), num_key_value_heads=2, num_local_experts=4),
         "model.layers.0 is a mixture of experts (model.layers.0.mlp.experts)",
     ),
-    "decoder and head in one": (mllama_text, "MllamaForCausalLM does not keep its decoder apart from its head"),
+    "decoder and head in one": (
+        head_inside_its_decoder,
+        "LlamaForCausalLM does not keep its decoder apart from its head",
+    ),
 }
 
 
