@@ -29,6 +29,7 @@ from .progress import Progress, silent, within
 from .statistics import Statistics, collect_statistics, statistics_folder
 from .suffixes import Injection
 from .tokens import Prompt
+from .trial import check_resumable
 from .value_cache import cached_values
 from .values import Values, optimise_values
 from .weights import Backup
@@ -459,4 +460,5 @@ def _injection(arch: Architecture, layers: Sequence[int]) -> Injection:
         message = f"expected one layer, got {len(layers)}: this model transforms what its MLPs give before it adds it"
         message += ", so that a residual cannot be spread over layers; choose one layer"
         raise ConfigError(message)
+    check_resumable(arch, injection)
     return injection
