@@ -18,7 +18,7 @@ BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildc
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-llama lint format types bench docs clean
+.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-models docs-models test-llama lint format types bench docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,12 @@ test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real 
 
 test-packaging: $(DONE)/dev ## Build the distributions, look into them, and use what they install
 	$(BIN)/pytest -m packaging tests/packaging
+
+test-models: $(DONE)/dev ## Try every architecture of transformers
+	$(BIN)/pytest -m models tests/python/test_models.py
+
+docs-models: $(DONE)/dev ## Write docs/models.md, by trying every architecture of transformers
+	$(BIN)/python tests/python/matrix.py
 
 test-llama: $(DONE)/llama model ## Build llama.cpp (minutes), and run it with an exported adapter
 	EMMET_SMOLLM2="$$(ls $(MODELS)/*.gguf)" $(BIN)/pytest tests/llama
