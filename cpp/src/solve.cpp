@@ -34,6 +34,12 @@ double relative_norm(const at::Tensor& error, const at::Tensor& reference) {
   return scale == 0.0 ? 0.0 : error.norm().item<double>() / scale;
 }
 
+void require_representable(double value, const char* what) {
+  if (!std::isfinite(value)) {
+    throw NonFiniteError(c10::str("expected ", what, " within the range of float64, got an overflow; scale the input"));
+  }
+}
+
 at::Tensor with_ridge(const at::Tensor& gram, double ridge) {
   auto matrix = gram.clone();
   matrix.diagonal().add_(ridge);
@@ -74,6 +80,7 @@ Factorised with_bounded_condition(const at::Tensor& gram, const at::Tensor& whit
 
 // `gram` is A Aᵀ or AᵀA of whitened keys A: both have the same eigenvalues but for zeros.
 Factorised factorise(const at::Tensor& gram, const at::Tensor& whitened, const Ridge& ridge) {
+  require_representable(largest_magnitude(gram), "squared lengths of the keys in the metric");
   return ridge.is_automatic() ? with_bounded_condition(gram, whitened, ridge.value())
                               : with_fixed_ridge(gram, whitened, ridge.value());
 }
@@ -107,6 +114,7 @@ Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, con
   diagnostics.constraint_residual = relative_norm(error, R);
   diagnostics.preservation_cost = at::matmul(Q.mT(), left).square().sum().item<double>();
   diagnostics.seconds_system += seconds_since(start);
+  require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
   if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
   return Update::from_factors(left.mT(), right, diagnostics);
 }
