@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from .storage import temporary_name
 
 # Every folder that emmet writes holds this file.
 MANIFEST = "emmet.json"
+
+# Of renameat2(2), in Linux.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def check_folder(path: Path) -> None:
@@ -41,16 +46,31 @@ def output_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            retired = temporary_name(path)
-            path.rename(retired)
-            try:
-                temporary.rename(path)
-            except BaseException:
-                retired.rename(path)
-                raise
-            shutil.rmtree(retired)
-        else:
+        if not path.exists():
             temporary.rename(path)
+        elif not _exchange(temporary, path):
+            _replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders swap names in one step, so that a killed process leaves either; False where that is not known."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    done: int = swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Give `new` the name of the folder `path`, which is removed. Between two steps there is none of this name."""
+    retired = temporary_name(path)
+    path.rename(retired)
+    try:
+        new.rename(path)
+    except BaseException:
+        retired.rename(path)
+        raise
+    shutil.rmtree(retired)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from emmet import EmmetError
+from emmet import EmmetError, output
 from emmet.output import MANIFEST, check_output, output_folder
 
 
@@ -33,3 +33,25 @@ def test_the_files_of_others_are_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "dear"
     with pytest.raises(EmmetError, match="not a folder"):
         check_output(tmp_path / "thesis.txt")
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_folder_is_replaced_also_where_two_cannot_swap_names(tmp_path, monkeypatch, swap):
+    path = tmp_path / "out"
+    if not swap:
+        monkeypatch.setattr(output, "_exchange", lambda *_: False)
+    for name in ("first", "second"):
+        with output_folder(path) as folder:
+            (folder / MANIFEST).write_text(name)
+    assert (path / MANIFEST).read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_folders_swap_names(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    (one / "file").touch()
+    if output._exchange(one, other):
+        assert (other / "file").exists()
+    assert not output._exchange(one, tmp_path / "missing")
