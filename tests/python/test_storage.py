@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,24 @@ def test_file_hash_covers_the_whole_file(tmp_path: Path) -> None:
 def test_first_line() -> None:
     assert first_line(ValueError("\none\ntwo")) == "one"
     assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from emmet.storage import write_tensors
+write_tensors(Path(sys.argv[1]), {"b": torch.ones(2), "a": torch.zeros(3)}, METADATA)
+"""
+
+
+def test_the_same_tensors_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    metadata = {
+        name: f'"{name}" is\n\t\x01 ü → \U0001f600 \\' for name in ["format", "key", "edits", "digest", "count"]
+    }
+    script = WRITE.replace("METADATA", repr(metadata))
+    for number in range(3):
+        subprocess.run([sys.executable, "-c", script, tmp_path / str(number)], check=True)
+    contents = {(tmp_path / str(number)).read_bytes() for number in range(3)}
+    assert len(contents) == 1
+    assert read_tensors(tmp_path / "0").metadata == metadata
