@@ -112,7 +112,8 @@ Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, con
   diagnostics.condition = system.condition();
   diagnostics.ridge = mu;
   diagnostics.constraint_residual = relative_norm(error, R);
-  diagnostics.preservation_cost = at::matmul(Q.mT(), left).square().sum().item<double>();
+  // ‖QᵀT⁻¹R‖² by two n × n products: Δ itself is not formed.
+  diagnostics.preservation_cost = (at::matmul(Q, Q.mT()) * at::matmul(left, left.mT())).sum().item<double>();
   diagnostics.seconds_system += seconds_since(start);
   require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
   if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
