@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 EMMET_WERROR ?= OFF
+FUZZ_SECONDS ?= 180
 EMMET_DATA ?= $(abspath $(wildcard ../shared/data))
 
 BIN := .venv/bin
@@ -18,7 +19,8 @@ BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildc
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-models docs-models test-llama lint format types bench docs clean
+.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-models docs-models \
+  test-llama lint format types bench docs test-asan test-faults fuzz audit clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +46,12 @@ test-tsan: venv ## Run the C++ tests and examples with ThreadSanitizer
 	cmake --build --preset tsan
 	ctest --preset tsan
 
+test-asan: venv ## Run the C++ tests and examples with AddressSanitizer and UndefinedBehaviorSanitizer
+	tests/cpp/get_gtest.sh build/gtest
+	cmake --preset asan -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DGTest_ROOT=$(abspath build/gtest) >/dev/null
+	cmake --build --preset asan
+	ctest --preset asan
+
 test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
 	-$(MAKE) model
 	EMMET_DATA="$(EMMET_DATA)" EMMET_SMOLLM2="$${EMMET_SMOLLM2:-$$(ls $(MODELS)/*.gguf 2>/dev/null)}" $(BIN)/pytest
@@ -56,6 +64,19 @@ test-models: $(DONE)/dev ## Try every architecture of transformers
 
 docs-models: $(DONE)/dev ## Write docs/models.md, by trying every architecture of transformers
 	$(BIN)/python tests/python/matrix.py
+
+test-faults: $(DONE)/dev ## Kill processes at random moments, fill disks, and see what is left (minutes)
+	$(BIN)/pytest -m faults tests/python/test_faults.py
+
+fuzz: $(DONE)/dev ## Fuzz each reader of files for FUZZ_SECONDS
+	$(BIN)/pip install --quiet atheris
+	for reader in $$($(BIN)/python tests/python/fuzz.py); do \
+	  $(BIN)/python tests/python/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+
+audit: $(DONE)/dev ## Look for known vulnerabilities of the installed packages
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip freeze --exclude-editable | sed -n '/==/p' >build/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/audited.txt
 
 test-llama: $(DONE)/llama model ## Build llama.cpp (minutes), and run it with an exported adapter
 	EMMET_SMOLLM2="$$(ls $(MODELS)/*.gguf)" $(BIN)/pytest tests/llama

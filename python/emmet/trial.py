@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .architectures import Architecture
-from .errors import ModelError
+from .errors import ModelError, NonFiniteError
 from .hooks import frozen
 from .storage import first_line
 from .suffixes import Injection, Row, Suffixes
@@ -21,14 +23,16 @@ def check_resumable(arch: Architecture, injection: Injection) -> None:
     """Raise ModelError unless the model gives, from the keys and values of a prefix, what it gives in one pass.
 
     Layers with a recurrent state or a convolution over tokens do not, nor models that run a layer several times or
-    attend to tokens ahead.
+    attend to tokens ahead. Raises NonFiniteError if it gives NaN or infinity.
     """
     try:
         difference = _difference(arch, injection)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         fault = f"that fails with {type(error).__name__}: {first_line(error)}"
         raise _refusal(arch, injection, fault) from error
-    # Not where it is NaN: damaged weights are reported as such, by what reads logits first.
+    if not math.isfinite(difference):
+        message = "expected finite logits, got NaN or Inf: the weights or the dtype are at fault; load the model anew"
+        raise NonFiniteError(message)
     if difference > _TOLERANCE.get(arch.model.dtype, _TOLERANCE_HALF_PRECISION):
         raise _refusal(arch, injection, f"its logits are off by {difference:.1%}")
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from emmet.storage import read_tensors
 from workspace import EDITS, TEXT, contents, save_model, write_lines
 
-STATISTICS = "stats model --corpus text.txt --layers 0-1 --tokens 1000 --out stats"
-EDIT = "edit model edits.jsonl --layers 0-1 --method memit --ridge 0.1 --stats stats --out delta --values values"
+STATISTICS = "stats ../model --corpus text.txt --layers 0-1 --tokens 1000 --out stats"
+EDIT = "edit ../model edits.jsonl --layers 0-1 --method memit --ridge 0.1 --stats stats --out delta --values values"
 
 
 def test_the_command_line_writes_the_same_bytes_again(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")  # one for both: a delta says where it was
     folders = [tmp_path / "first", tmp_path / "second"]
     for seed, folder in enumerate(folders):
-        save_model(folder / "model")
+        folder.mkdir()
         write_lines(folder / "edits.jsonl", EDITS)
         (folder / "text.txt").write_text(TEXT)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(seed)}
