@@ -32,7 +32,7 @@ from .tokens import Prompt, encode_prompts
 
 # Relative to ‖h‖: the radius of `MarginNewton`'s first step, and the length of `Gradient`'s.
 _FIRST_RADIUS = 0.1
-_GRADIENT_LENGTH = 0.6
+_GRADIENT_LENGTH = 0.3
 
 
 @dataclass(frozen=True)
