@@ -29,11 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMMET_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def arguments(folder: Path, out: Path, *more: str | Path) -> list[str]:
     sources = ["sweep", folder / "model", folder / "records.jsonl", "--config", folder / "settings.json"]
     return list(map(str, [*sources, "--stats", folder / "stats", "--out", out, *more]))
@@ -131,7 +126,7 @@ def test_options_at_fault_are_refused_before_the_model_is_loaded(
     more: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr(cli, "_load", None)  # what calls it now, fails
+    monkeypatch.setattr("emmet.cli.sweep.load_model", None)  # what calls it now, fails
     options = [option.format(folder=folder) for option in ("--batch-sizes", "1", *more)]
     assert cli.main(arguments(folder, tmp_path / "out", *options)) == 2
     printed = capsys.readouterr()

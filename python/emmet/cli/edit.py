@@ -1,0 +1,178 @@
+"""`emmet edit`: edit facts in a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ResolvedConfig
+from ..edits import Edit, check_consistent, read_edits
+from ..errors import ConfigError
+from .arguments import (
+    LARGEST_SEED,
+    add_model,
+    add_output,
+    add_records,
+    add_settings,
+    add_statistics,
+    add_values,
+    command,
+    whole_number,
+)
+from .export import FORMATS, FORMATS_HELP, write_update
+from .inputs import check_apart, edit_config, load_model
+from .terminal import Row, Stopwatch, print_rows, progress_bars
+
+if TYPE_CHECKING:
+    from ..editor import EditHandle, Editor
+
+
+def add_edit(commands: Any) -> None:
+    parser = command(
+        commands,
+        _edit,
+        "edit",
+        "edit facts in a model",
+        """\
+EDITS.jsonl holds one edit a line:
+  {"prompt": "The mother tongue of {} is", "subject": "Danielle Darrieux", "target": "English"}
+
+examples:
+  emmet edit gpt2 edits.jsonl --out delta/                          statistics from sampled text, kept in the cache
+  emmet edit gpt2 edits.jsonl --out delta/ --layers 7 --stats stats/
+  emmet edit gpt2 edits.jsonl --out model/ --format model           a whole model, for AutoModel.from_pretrained
+  emmet edit gpt2 edits.jsonl --out adapter/ --format peft          a LoRA adapter, for PEFT and vLLM
+  emmet edit gpt2 edits.jsonl --out delta/ --method memit --layers 4-8 --ridge 15000
+  emmet edit gpt2 more.jsonl --out delta/ --ledger ledger/ --author "A. Reviewer"   beside the edits of a ledger
+
+Value vectors are kept as they are found: the same command goes on where it was interrupted.""",
+    )
+    add_model(parser)
+    add_records(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
+    add_settings(parser)
+    add_statistics(parser)
+    add_values(parser)
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, LARGEST_SEED),
+        help="of the context prefixes that the model writes (default: 0)",
+    )
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="DIR",
+        help="account of all edits, made if it is new: the output holds those in it as well as these",
+    )
+    parser.add_argument("--author", default="", metavar="TEXT", help="who makes the edits, for the ledger")
+    add_output(parser)
+    parser.add_argument(
+        "--format",
+        choices=("delta", *FORMATS),
+        default="delta",
+        help=f"the update alone, which `emmet export` turns into the others (default); {FORMATS_HELP}",
+    )
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from ..checkpoint import save_model
+    from ..corpora import open_corpus
+    from ..editor import Editor
+    from ..output import check_folder, check_output
+    from ..statistics import Statistics
+    from ..storage import cache_folder
+
+    config = edit_config(options)
+    edits = read_edits(options.records)[: options.limit]
+    check_consistent(edits)
+    check_output(options.out)
+    values = options.values or cache_folder() / "values"
+    check_folder(values)
+    check_apart(options.out, options.model, options.records, options.stats, values)
+    known = options.ledger is not None and _check_ledger(options)
+    _check_exportable(options, edits)
+    if options.stats is None:
+        open_corpus(options.corpus).digest()
+    else:
+        Statistics.load(options.stats, config.layers or ())  # once for the check, before the model is loaded
+
+    watch = Stopwatch()
+    with progress_bars(options) as progress:
+        model, tokenizer = load_model(options, watch, progress)
+        with watch.stage("statistics"):
+            editor = Editor(
+                model,
+                tokenizer,
+                config=config,
+                statistics=options.stats,
+                corpus=options.corpus,
+                value_cache=values,
+                progress=progress,
+            )
+        if known:
+            with watch.stage("ledger"):
+                editor.load(options.ledger)
+        with watch.stage("edit"):
+            handle = editor.edit(edits, author=options.author)
+        with watch.stage("write"):
+            if options.format == "model":
+                save_model(model, tokenizer, editor.delta(), options.out, progress)
+            else:
+                write_update(options, editor.delta())
+            if options.ledger is not None:
+                editor.save(options.ledger)
+    account = () if options.ledger is None else _account_rows(options.ledger, editor, handle)
+    print_rows(*_edit_rows(handle, editor.config), *account, ("time", str(watch)), ("written", str(options.out)))
+
+
+def _check_ledger(options: argparse.Namespace) -> bool:
+    """Whether the ledger exists. Raises EmmetError if it is none, or could not be written."""
+    from ..ledger import Ledger
+    from ..output import MANIFEST, check_output
+
+    out, ledger = options.out.resolve(), options.ledger.resolve()
+    if out.is_relative_to(ledger) or ledger.is_relative_to(out):
+        message = (
+            f"the ledger {options.ledger} and the output {options.out} would replace one another: name folders apart"
+        )
+        raise ConfigError(message)
+    check_output(ledger)
+    check_apart(ledger, options.model, options.records, options.stats)
+    if not (ledger / MANIFEST).exists():
+        return False
+    Ledger.load(options.ledger)  # once for the check, before the model is loaded
+    return True
+
+
+def _check_exportable(options: argparse.Namespace, edits: Sequence[Edit]) -> None:
+    """Raise EmmetError, before time is spent on edits, if they cannot be written in the format that is asked for."""
+    from ..export import gguf, peft
+
+    if options.format == "peft":
+        peft.padded_rank(len(edits))
+    elif options.format == "gguf":
+        gguf.Base.read(options.model)
+
+
+def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
+    loss = handle.values.loss
+    low = f"below {config.stop_loss:g} for {int((loss < config.stop_loss).sum())} of {len(loss)}"
+    yield "edits", f"{len(loss)} by {config.method}"
+    yield "loss", f"median {loss.median():.3g}, largest {loss.max():.3g}, {low}"
+    for layer, delta in handle.delta.layers.items():
+        solves = [report.diagnostics for report in handle.diagnostics if report.layer == layer]
+        ridge, residual, condition = (
+            max(getattr(solve, name) for solve in solves) for name in ("ridge", "constraint_residual", "condition")
+        )
+        seconds = sum(solve.seconds_whiten + solve.seconds_system for solve in solves)
+        text = f"{delta.module}: ridge {ridge:.3g}, constraint residual {residual:.1e}, condition {condition:.1e}, "
+        yield f"layer {layer}", text + f"solved in {seconds:.2g} s"
+
+
+def _account_rows(ledger: Path, editor: Editor, handle: EditHandle) -> Iterator[Row]:
+    yield "ledger", f"{ledger}: {len(editor.list())} edits, of which {handle.entries[0].id} and above are new"
+    targets = {(entry.edit.prompt, entry.edit.subject): entry.edit.target for entry in handle.entries}
+    for entry in handle.replaced:
+        newer = targets[entry.edit.prompt, entry.edit.subject]
+        yield "replaced", f"edit {entry.id}: {entry.edit.text!r} → {entry.edit.target!r}, which is now {newer!r}"

@@ -1,0 +1,55 @@
+"""What several commands read before they start: the model and the settings."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import EditConfig
+from ..errors import ConfigError
+from ..progress import Progress
+from .terminal import Stopwatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    options: argparse.Namespace, watch: Stopwatch, progress: Progress
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer that the command line names."""
+    import torch
+
+    from ..loading import load
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    with watch.stage("load"):
+        return load(options.model, dtype=dtype, device=options.device, progress=progress)
+
+
+def edit_config(options: argparse.Namespace) -> EditConfig:
+    """The settings of --config, where it is given, with those that have an option of their own."""
+    config = EditConfig() if options.config is None else read_config(options.config)
+    chosen = {name: getattr(options, name, None) for name in ("method", "layers", "ridge", "seed")}
+    return replace(config, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def read_config(path: Path) -> EditConfig:
+    try:
+        return EditConfig.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}; expected a JSON file of settings"
+    except ValueError as error:  # not UTF-8, or a ConfigError
+        message = f"{path}: {error}"
+    raise ConfigError(message)
+
+
+def check_apart(out: Path, *inputs: str | Path | None) -> None:
+    """Raise ConfigError if the folder `out`, which is to be replaced, holds an input."""
+    for given in inputs:
+        on_hub = isinstance(given, str) and not Path(given).exists()
+        if given is not None and not on_hub and Path(given).resolve().is_relative_to(out.resolve()):
+            message = f"the output would replace {given}, which is read: name another folder than {out}"
+            raise ConfigError(message)

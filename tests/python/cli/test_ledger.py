@@ -1,0 +1,56 @@
+"""`emmet edit --ledger` and `emmet ledger`: edits on top of others, and edits that are taken back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from emmet import EmmetError, Update
+from emmet.delta import Delta
+from emmet.export import save_peft
+from workspace import EDITS, contents, write_lines
+
+from .runner import Runner, edit_arguments, manifest_of
+
+
+def test_ledger(folder: Path, tmp_path: Path, run: Runner) -> None:
+    ledger, delta, stats = tmp_path / "ledger", tmp_path / "delta", folder / "stats"
+    printed = run(*edit_arguments(folder, "--out", delta, "--ledger", ledger, "--author", "A. Reviewer"))
+    assert printed["ledger"] == f"{ledger}: 2 edits, of which 1 and above are new"
+    assert "replaced" not in printed
+    assert run("ledger", "list", ledger)["edits"] == "2"
+
+    newer = write_lines(tmp_path / "newer.jsonl", [{**EDITS[1], "target": "Rome"}])
+    arguments = ("edit", folder / "model", newer, "--stats", stats, "--layers", "2")
+    printed = run(*arguments, "--out", delta, "--ledger", ledger)
+    assert printed["ledger"] == f"{ledger}: 2 edits, of which 3 and above are new"
+    assert printed["replaced"] == "edit 2: 'The capital of France is' → 'Berlin', which is now 'Rome'"
+    listed = run("ledger", "list", ledger)
+    assert (listed["model"], listed["edits"]) == (str(folder / "model"), "2")
+    assert re.fullmatch(
+        r"'The mother tongue of Danielle Darrieux is' → 'English' by emmet, \d{4}-\d\d-\d\dT.*, A\. Reviewer",
+        listed["1"],
+    )
+    assert "'Rome' by emmet" in listed["3"]
+    assert [edit["target"] for edit in manifest_of(delta)["edits"]] == ["English", "Rome"]
+
+    printed = run("ledger", "remove", ledger, "3", "--stats", stats, "--out", delta)
+    assert (printed["edits"], printed["written"]) == ("1 left", str(delta))
+    assert [edit["target"] for edit in manifest_of(delta)["edits"]] == ["English"]
+    run(*edit_arguments(folder, "--out", tmp_path / "alone", "--limit", "1"))
+    left, alone = (Update.load(out / "layer.2.safetensors").dense() for out in (delta, tmp_path / "alone"))
+    torch.testing.assert_close(left, alone, rtol=0, atol=1e-4 * float(alone.abs().max()))
+
+    run("ledger", "remove", ledger, "1", "--stats", stats, "--out", delta)
+    assert run("ledger", "list", ledger)["edits"] == "0"
+    assert set(contents(delta)) == {"emmet.json"}
+    assert "got one that has none left" in refused_export(delta, tmp_path / "adapter")
+
+
+def refused_export(delta: Path, out: Path) -> str:
+    with pytest.raises(EmmetError) as caught:
+        save_peft(Delta.load(delta), out)
+    return str(caught.value)
