@@ -15,10 +15,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import emmet
-from emmet.edits import Edit, read_edits
+from emmet.edits import Edit
 from emmet.keys import in_contexts
 from emmet.loading import load
-from measure import parser, report, seconds
+from measure import distinct_records, parser, report, seconds
 
 FIRST_EDIT = 3000
 STAGES = ("tokenise", "values", "keys", "solve", "apply", "undo", "edit")
@@ -62,11 +62,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(share))
 
 
-def distinct(edits: Sequence[Edit]) -> list[Edit]:
-    """The first edit of each prompt and subject."""
-    return list({(edit.prompt, edit.subject): edit for edit in reversed(edits)}.values())[::-1]
-
-
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("model")
@@ -80,7 +75,8 @@ def main() -> None:
     model, tokenizer = load(options.model)
     config = emmet.EditConfig(layers=[options.layer])
     editor = emmet.Editor(model, tokenizer, config=config, statistics=options.stats)
-    edits = distinct(read_edits(options.records)[FIRST_EDIT:])
+    needed = max(size * batches for size, batches in zip(options.sizes, options.batches, strict=True))
+    edits = [record.edit for record in distinct_records(options.records, FIRST_EDIT, needed)]
     once(editor, edits[:1])
     peak = peak_flops()
     rows = []

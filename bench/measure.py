@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from emmet.edits import Record, read_records
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -52,6 +54,12 @@ def peak_bytes(way: Callable[[], object]) -> int:
 def _memory(field: str) -> int:
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def distinct_records(file: Path, first: int, count: int) -> list[Record]:
+    """`count` records from the index `first` on, of which each has another prompt or subject."""
+    found = {(record.edit.prompt, record.edit.subject): record for record in reversed(read_records(file)[first:])}
+    return list(found.values())[::-1][:count]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import emmet
 from emmet.architectures import discover
-from emmet.edits import read_records
 from emmet.evaluate import evaluate
 from emmet.loading import load
-from measure import parser, report
+from measure import distinct_records, parser, report
 
 PER_DIMENSION = (1, 2, 3, 5, 10, 30)
 
@@ -30,9 +29,7 @@ def main() -> None:
     options = options_of.parse_args()
 
     model, tokenizer = load(options.model)
-    records = read_records(options.records)[options.first :]
-    distinct = {(record.edit.prompt, record.edit.subject): record for record in reversed(records)}
-    chosen = list(distinct.values())[::-1][: options.edits]
+    chosen = distinct_records(options.records, options.first, options.edits)
     config = emmet.EditConfig(layers=[options.layer])
     rows = []
     with tempfile.TemporaryDirectory() as values:

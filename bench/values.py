@@ -1,8 +1,9 @@
 """How long value vectors take, against the published procedure: python bench/values.py MODEL [--edits N] [--layer L]
 
-For each batch of edits the published procedure (bench/yardstick.py, one edit at a time), emmet with Adam and emmet with
-Newton steps run in turn, so that a machine that slows down slows all three. Shows seconds an edit, the ratio to the
-published procedure (median over batches, with its range), and the losses reached.
+For each batch of edits the published procedure (bench/yardstick.py, one edit at a time) and emmet's ways run in turn,
+so that a machine that slows down slows all of them. Shows seconds an edit, the ratio to the published procedure (median
+over batches, with its range), and the mean of the losses reached: those of the published procedure, in all contexts.
+Then the loss against time: the same for the first batch, with fewer steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from emmet import EditConfig
 from emmet.architectures import Architecture, discover
@@ -20,15 +26,13 @@ from emmet.keys import in_contexts
 from emmet.loading import load
 from emmet.prefixes import sample_prefixes
 from emmet.suffixes import Injection
-from emmet.tokens import encode_prompts
-from emmet.values import optimise_values
+from emmet.tokens import Prompt, encode_prompts
+from emmet.values import Values, optimise_values
 from measure import parser, ratios, report, seconds, spread
-from yardstick import published_value
+from yardstick import published_loss, published_value
 
+CURVE = (3, 6, 12, 25)
 FIRST_EDIT = 3000  # Newton steps were developed on records 1000 to 1015 and 2000 to 2063
-
-
-Way = Callable[[Sequence[Edit]], tuple[list[float], list[int]]]
 
 
 @dataclass
@@ -39,36 +43,77 @@ class Series:
     losses: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
-    def add(self, batch: Sequence[Edit], way: Way) -> None:
-        found: list[tuple[list[float], list[int]]] = []
+    def timed(self, batch: Sequence[Edit], way: Callable[[Sequence[Edit]], Values]) -> Values:
+        found: list[Values] = []
         self.seconds.append(seconds(lambda: found.append(way(batch))) / len(batch))
-        ((losses, steps),) = found
-        self.losses += losses
-        self.steps += steps
+        (values,) = found
+        self.steps += values.steps.tolist()
+        return values
 
 
-def ways(arch: Architecture, tokenizer: object, prefixes: Sequence[str], config: ResolvedConfig) -> dict[str, Way]:
-    layer = config.layers[-1]
+@dataclass(frozen=True)
+class Bench:
+    """The model, and all ways to find the values of a batch."""
 
-    def published(edits: Sequence[Edit]) -> tuple[list[float], list[int]]:
-        found = []
-        for edit in edits:
-            prompts = in_contexts(tokenizer, edit, prefixes)
-            (essence,) = encode_prompts(tokenizer, [f"{edit.subject} is a"], [(0, len(edit.subject))])
-            found.append(published_value(arch.model, arch.layers[layer], prompts, essence, config))
-        return [value.loss for value in found], [value.steps for value in found]
+    arch: Architecture
+    tokenizer: PreTrainedTokenizerBase
+    prefixes: Sequence[str]
+    config: ResolvedConfig
 
-    def ours(optimizer: str) -> Way:
-        settings = replace(config, optimizer=optimizer)
+    @property
+    def layer(self) -> int:
+        return self.config.layers[-1]
 
-        def run(edits: Sequence[Edit]) -> tuple[list[float], list[int]]:
-            prompts = [in_contexts(tokenizer, edit, prefixes) for edit in edits]
-            values = optimise_values(arch, tokenizer, edits, prompts, settings, Injection.find(arch, layer))
-            return values.loss.tolist(), values.steps.tolist()
+    def texts(self, edit: Edit) -> tuple[list[Prompt], Prompt]:
+        (essence,) = encode_prompts(self.tokenizer, [f"{edit.subject} is a"], [(0, len(edit.subject))])
+        return in_contexts(self.tokenizer, edit, self.prefixes), essence
 
-        return run
+    def published(self, edits: Sequence[Edit]) -> Values:
+        model, layer = self.arch.model, self.arch.layers[self.layer]
+        found = [published_value(model, layer, *self.texts(edit), self.config) for edit in edits]
+        return Values(
+            torch.stack([value.target for value in found]),
+            torch.tensor([value.loss for value in found]),
+            torch.tensor([value.steps for value in found]),
+        )
 
-    return {"published": published, "emmet, adam": ours("adam"), "emmet, newton": ours("newton")}
+    def emmet(self, edits: Sequence[Edit], **settings: Any) -> Values:
+        prompts = [in_contexts(self.tokenizer, edit, self.prefixes) for edit in edits]
+        config, injection = replace(self.config, **settings), Injection.find(self.arch, self.layer)
+        return optimise_values(self.arch, self.tokenizer, edits, prompts, config, injection)
+
+    def losses(self, edits: Sequence[Edit], values: Values) -> list[float]:
+        model, layer = self.arch.model, self.arch.layers[self.layer]
+        return [
+            published_loss(model, layer, *self.texts(edit), self.config, target)
+            for edit, target in zip(edits, values.targets, strict=True)
+        ]
+
+    def loss_against_time(self, edits: Sequence[Edit]) -> list[dict[str, str]]:
+        rows = []
+        for name, way in self.iterative().items():
+            row = {"": name}
+            for steps in CURVE:
+                one = Series()
+                losses = self.losses(edits, one.timed(edits, partial(way, steps=steps)))
+                row[f"{steps} steps"] = f"{one.seconds[0]:.2f} s: {statistics.mean(losses):.3f}"
+            rows.append(row)
+        return rows
+
+    def iterative(self) -> dict[str, Callable[..., Values]]:
+        return {
+            "emmet, all contexts in each step": partial(self.emmet, contexts_per_step=None),
+            "emmet, two in each step (default)": self.emmet,
+            "emmet, one in each step": partial(self.emmet, contexts_per_step=1),
+            "emmet, newton": partial(self.emmet, optimizer="newton"),
+        }
+
+    def ways(self) -> dict[str, Callable[[Sequence[Edit]], Values]]:
+        return {
+            "published": self.published,
+            **self.iterative(),
+            "emmet, gradient": partial(self.emmet, optimizer="gradient", steps=1),
+        }
 
 
 def main() -> None:
@@ -85,12 +130,14 @@ def main() -> None:
     arch = discover(model)
     config = EditConfig(layers=[options.layer], batch_size=options.batch).resolve(model.config)
     prefixes = sample_prefixes(model, tokenizer, count=config.prefix_count, length=config.prefix_length, seed=0)
+    bench = Bench(arch, tokenizer, prefixes, config)
     edits = read_edits(options.records)[options.first : options.first + options.edits]
-    series: dict[str, Series] = {}
+    series: dict[str, Series] = {name: Series() for name in bench.ways()}
     for first in range(0, len(edits), options.batch):
         batch = edits[first : first + options.batch]
-        for name, run in ways(arch, tokenizer, prefixes, config).items():
-            series.setdefault(name, Series()).add(batch, run)
+        for name, way in bench.ways().items():
+            values = series[name].timed(batch, way)
+            series[name].losses += bench.losses(batch, values)
 
     rows = [
         {
@@ -103,6 +150,7 @@ def main() -> None:
         for name, one in series.items()
     ]
     report(f"{len(edits)} edits in batches of {options.batch}, layer {options.layer}", rows, options.json)
+    report("Seconds an edit and mean loss", bench.loss_against_time(edits[: options.batch]), None)
 
 
 if __name__ == "__main__":

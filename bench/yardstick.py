@@ -31,47 +31,82 @@ def published_value(
     model: nn.Module, layer: nn.Module, prompts: Sequence[Prompt], essence: Prompt, config: ResolvedConfig
 ) -> PublishedValue:
     """v* at the output of a decoder layer; `prompts` are the edit's with target, `essence` is "{subject} is a"."""
-    ids, mask = pad_rows([*(prompt.ids[:-1] for prompt in prompts), essence.ids])
-    subjects = torch.tensor([prompt.subject for prompt in (*prompts, essence)])
-    rows = torch.arange(len(subjects))
     delta = torch.zeros(model.config.hidden_size, requires_grad=True)
-    start: list[Tensor] = []
-
-    def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        if not start:
-            start.append(output[0, subjects[0]].detach().clone())
-        moved = output.clone()
-        moved[rows, subjects] = moved[rows, subjects] + delta
-        return moved
-
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
-    unedited: Tensor | None = None
-    handle = layer.register_forward_hook(add)
-    try:
+    with _Shifted(model, layer, prompts, essence, delta) as shifted:
+        unedited: Tensor | None = None
         for step in range(1, config.steps + 1):
             optimiser.zero_grad()
-            log_probabilities = functional.log_softmax(model(input_ids=ids, attention_mask=mask).logits, dim=-1)
-            nll = torch.stack(
-                [
-                    -log_probabilities[row, prompt.target.start - 1 : prompt.target.stop - 1]
-                    .gather(1, torch.tensor(prompt.ids[prompt.target.start :])[:, None])
-                    .mean()
-                    for row, prompt in enumerate(prompts)
-                ]
-            ).mean()
-            edited = log_probabilities[-1, essence.subject]
-            unedited = edited.detach() if unedited is None else unedited
-            divergence = functional.kl_div(unedited[None], edited[None], log_target=True, reduction="batchmean")
-            decay = config.weight_decay * delta.norm() / start[0].norm() ** 2
-            loss = nll + config.kl_factor * divergence + decay
+            log_probabilities = shifted.log_probabilities()
+            unedited = log_probabilities[-1, essence.subject].detach() if unedited is None else unedited
+            loss = shifted.loss(log_probabilities, unedited, config)
             if loss < config.stop_loss or step == config.steps:
                 break
             loss.backward()
             optimiser.step()
             with torch.no_grad():
-                limit = config.clamp * start[0].norm()
+                limit = config.clamp * shifted.start.norm()
                 if delta.norm() > limit:
                     delta.mul_(limit / delta.norm())
-    finally:
-        handle.remove()
-    return PublishedValue((start[0] + delta).detach(), loss.item(), step)
+    return PublishedValue((shifted.start + delta).detach(), loss.item(), step)
+
+
+def published_loss(
+    model: nn.Module,
+    layer: nn.Module,
+    prompts: Sequence[Prompt],
+    essence: Prompt,
+    config: ResolvedConfig,
+    target: Tensor,
+) -> float:
+    """The loss of a v* that was found in some other way."""
+    delta = torch.zeros(model.config.hidden_size)
+    with torch.no_grad(), _Shifted(model, layer, prompts, essence, delta) as shifted:
+        unedited = shifted.log_probabilities()[-1, essence.subject]
+        delta.add_(target - shifted.start)
+        return shifted.loss(shifted.log_probabilities(), unedited, config).item()
+
+
+class _Shifted:
+    """The model with δ added to a layer's output at each subject's last token; `start` is h there."""
+
+    start: Tensor
+
+    def __init__(
+        self, model: nn.Module, layer: nn.Module, prompts: Sequence[Prompt], essence: Prompt, delta: Tensor
+    ) -> None:
+        self._model, self._layer, self._prompts, self._essence, self._delta = model, layer, prompts, essence, delta
+        self._ids, self._mask = pad_rows([*(prompt.ids[:-1] for prompt in prompts), essence.ids])
+        self._subjects = torch.tensor([prompt.subject for prompt in (*prompts, essence)])
+
+    def __enter__(self) -> _Shifted:
+        rows = torch.arange(len(self._subjects))
+
+        def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            self.start = output[0, self._subjects[0]].detach().clone()
+            moved = output.clone()
+            moved[rows, self._subjects] = moved[rows, self._subjects] + self._delta
+            return moved
+
+        self._handle = self._layer.register_forward_hook(add)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def log_probabilities(self) -> Tensor:
+        """Of each next token, [rows, length, vocab]."""
+        return functional.log_softmax(self._model(input_ids=self._ids, attention_mask=self._mask).logits, dim=-1)
+
+    def loss(self, log_probabilities: Tensor, unedited: Tensor, config: ResolvedConfig) -> Tensor:
+        nll = torch.stack(
+            [
+                -log_probabilities[row, prompt.target.start - 1 : prompt.target.stop - 1]
+                .gather(1, torch.tensor(prompt.ids[prompt.target.start :])[:, None])
+                .mean()
+                for row, prompt in enumerate(self._prompts)
+            ]
+        ).mean()
+        edited = log_probabilities[-1, self._essence.subject]
+        divergence = functional.kl_div(unedited[None], edited[None], log_target=True, reduction="batchmean")
+        return nll + config.kl_factor * divergence + config.weight_decay * self._delta.norm() / self.start.norm() ** 2

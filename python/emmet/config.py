@@ -51,6 +51,8 @@ class EditConfig:
     optimizer: what finds the value vector v = h + δ: "adam" as published; "newton", in half the steps; or "gradient",
         one step along it.
     learning_rate: of Adam.
+    contexts_per_step: of Adam: in how many of its contexts, the bare prompt and the prefixed ones, an edit is evaluated
+        in each step; they take turns. None evaluates all of them in each, as published.
     steps: the most that are taken, each one forward and backward pass; 1 for "gradient".
     clamp: the largest ‖δ‖/‖h‖.
     weight_decay: weight of ‖δ‖/‖h‖² in the loss.
@@ -69,6 +71,7 @@ class EditConfig:
     absorb: float = 1.0
     optimizer: Optimizer = "adam"
     learning_rate: float | None = None
+    contexts_per_step: int | None = 2
     steps: int | None = None
     clamp: float | None = None
     weight_decay: float | None = None
@@ -183,6 +186,9 @@ _RULES = {
     "null_space_alpha": _POSITIVE,
     "absorb": _NOT_NEGATIVE,
     "learning_rate": _POSITIVE,
+    "contexts_per_step": _Rule(
+        "a whole number of at least 1, or None for all contexts", lambda value: value is None or _COUNT.accepts(value)
+    ),
     "steps": _COUNT,
     "clamp": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,

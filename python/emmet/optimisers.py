@@ -19,8 +19,9 @@ from torch.nn import functional
 class Losses:
     """The terms of the loss at δ and their gradients, for n edits with c contexts (prompts) each.
 
-    contexts [n, c] and context_gradients [n, c, d] are the target's NLL in each context; rest [n] and
-    rest_gradient [n, d] what is added to the mean of these.
+    contexts [n, c] is the target's NLL in each context and context_gradients [n, e, d] its gradient in those that were
+    evaluated: in all of them, or in those whose turn it was. The others have the NLL of when it was theirs, or NaN.
+    rest [n] and rest_gradient [n, d] are what is added to the mean of these.
     """
 
     contexts: Tensor
@@ -109,7 +110,7 @@ class MarginNewton:
 
     With p = exp(-NLL) the probability of the target in a context, its margin is m = log(p / (1 - p)), and the NLL is
     softplus(-m). A step s minimises the mean of softplus(-(m + ∇m·s)) + ∇rest·s within a radius that grows and shrinks
-    as the prediction holds. A step that does not lower the loss is not taken.
+    as the prediction holds. A step that does not lower the loss is not taken. All contexts are to be evaluated.
     """
 
     point: Tensor

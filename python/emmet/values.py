@@ -40,8 +40,8 @@ class Values:
     """Result of the optimisation, one row an edit.
 
     targets [n, d_model] is v* at the last edited layer: its output, or the output of its MLP projection in models that
-    transform that before adding it (see `Injection`). loss [n] is the last loss that was evaluated, and steps [n] how
-    many were.
+    transform that before adding it (see `Injection`). loss [n] is the last loss that was evaluated, where contexts take
+    turns that of each when it last had its own (NaN if one had none), and steps [n] how many were.
     """
 
     targets: Tensor
@@ -54,8 +54,47 @@ class Values:
         return Values(*(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "loss", "steps")))
 
 
+class _Contexts:
+    """Equally many contexts of each edit of a batch, with the target's NLL in them as a function of δ."""
+
+    def __init__(self, arch: Architecture, injection: Injection, prompts: Sequence[Sequence[Prompt]]) -> None:
+        rows = [prompt for of_edit in prompts for prompt in of_edit]
+        targets = [(row, prompt.ids[position]) for row, prompt in enumerate(rows) for position in prompt.target]
+        self._each = len(prompts[0])
+        self._target_rows, self._target_ids = torch.tensor(targets, device=arch.model.device).T
+        self._suffixes = Suffixes(
+            arch,
+            injection,
+            [Row(prompt.ids[:-1], prompt.subject, [p - 1 for p in prompt.target]) for prompt in rows],
+        )
+
+    @property
+    def start(self) -> Tensor:
+        """h [n, d_model] in the first context of each edit."""
+        return self._suffixes.start[:: self._each].float()
+
+    def nll(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the target's tokens in each context, [n, c], and its gradients [n, c, d] at δ [n, d]."""
+        of_rows = delta.repeat_interleave(self._each, dim=0).requires_grad_()  # a copy, so a gradient, a row
+        of_tokens = functional.cross_entropy(self._suffixes.logits(of_rows).float(), self._target_ids, reduction="none")
+        tokens = torch.bincount(self._target_rows, minlength=len(of_rows))
+        nll = torch.zeros(len(of_rows), device=delta.device).index_add(0, self._target_rows, of_tokens) / tokens
+        (gradients,) = torch.autograd.grad(nll.sum(), of_rows)
+        return nll.detach().view(len(delta), -1), gradients.view(len(delta), self._each, -1)
+
+    def keep(self, edits: Tensor) -> None:
+        rows = edits.repeat_interleave(self._each)
+        read = rows[self._target_rows]
+        self._target_ids = self._target_ids[read]
+        self._target_rows = (rows.cumsum(0) - 1)[self._target_rows[read]]
+        self._suffixes.keep(rows)
+
+
 class _Objective:
-    """The losses of a batch of edits as a function of δ [n, d_model]."""
+    """The losses of a batch of edits as a function of δ [n, d_model].
+
+    Each call evaluates the contexts whose turn it is; the others have the losses of when it was theirs, or NaN.
+    """
 
     def __init__(
         self,
@@ -65,45 +104,35 @@ class _Objective:
         subjects: Sequence[Prompt],
         config: ResolvedConfig,
     ) -> None:
-        device = arch.model.device
-        contexts = [prompt for group in prompts for prompt in group]
-        targets = [(row, prompt.ids[position]) for row, prompt in enumerate(contexts) for position in prompt.target]
+        contexts = len(prompts[0])
+        size = (config.optimizer == "adam" and config.contexts_per_step) or contexts
+        self._parts = [slice(first, first + size) for first in range(0, contexts, size)]
+        self._turns = [_Contexts(arch, injection, [group[part] for group in prompts]) for part in self._parts]
+        self._calls = 0
         self._config = config
-        self._contexts_each = len(prompts[0])
-        self._target_rows, self._target_ids = torch.tensor(targets, device=device).T
-        self._contexts = Suffixes(
-            arch,
-            injection,
-            [Row(prompt.ids[:-1], prompt.subject, [p - 1 for p in prompt.target]) for prompt in contexts],
-        )
         self._subjects = Suffixes(
             arch,
             injection,
             [Row(prompt.ids[: prompt.subject + 1], prompt.subject, [prompt.subject]) for prompt in subjects],
         )
-        self.start = self._contexts.start[:: self._contexts_each].float()  # h [n, d_model] of the bare prompts
+        self.start = self._turns[0].start
+        self._latest = torch.full((len(prompts), contexts), torch.nan, device=self.start.device)
         with torch.no_grad():
             self._unedited = self._subject_log_probabilities(torch.zeros_like(self.start))
 
     def __call__(self, delta: Tensor) -> Losses:
-        of_rows = delta.repeat_interleave(self._contexts_each, dim=0).requires_grad_()  # a copy, so a gradient, a row
-        nll = self._target_nll(of_rows)
-        (row_gradients,) = torch.autograd.grad(nll.sum(), of_rows)
+        """Raises NonFiniteError if a loss is not finite."""
+        turn = self._calls % len(self._turns)
+        self._calls += 1
+        nll, gradients = self._turns[turn].nll(delta)
+        self._latest[:, self._parts[turn]] = nll
         delta = delta.detach().requires_grad_()
         rest = self._rest(delta)
         (rest_gradient,) = torch.autograd.grad(rest.sum(), delta)
-        return Losses(
-            nll.detach().view(len(delta), -1),
-            row_gradients.view(len(delta), self._contexts_each, -1),
-            rest.detach(),
-            rest_gradient,
-        )
-
-    def _target_nll(self, delta: Tensor) -> Tensor:
-        """Mean over the target's tokens in each row, [rows], with a δ [rows, d_model] for each."""
-        nll = functional.cross_entropy(self._contexts.logits(delta).float(), self._target_ids, reduction="none")
-        tokens = torch.bincount(self._target_rows, minlength=len(delta))
-        return torch.zeros(len(delta), device=delta.device).index_add(0, self._target_rows, nll) / tokens
+        if not (nll.isfinite().all() and rest.isfinite().all()):
+            message = "expected finite losses, got NaN or Inf: the model overflows on these prompts; try another dtype"
+            raise NonFiniteError(message)
+        return Losses(self._latest.clone(), gradients, rest.detach(), rest_gradient)
 
     def _rest(self, delta: Tensor) -> Tensor:
         """KL divergence and weight decay, [n]."""
@@ -118,13 +147,10 @@ class _Objective:
 
     def keep(self, edits: Tensor) -> None:
         """Drop all edits but those selected by the boolean `edits` [n]."""
-        rows = edits.repeat_interleave(self._contexts_each)
-        read = rows[self._target_rows]
-        self._target_ids = self._target_ids[read]
-        self._target_rows = (rows.cumsum(0) - 1)[self._target_rows[read]]
-        self._contexts.keep(rows)
+        for contexts in self._turns:
+            contexts.keep(edits)
         self._subjects.keep(edits)
-        self.start, self._unedited = self.start[edits], self._unedited[edits]
+        self.start, self._unedited, self._latest = self.start[edits], self._unedited[edits], self._latest[edits]
 
 
 def optimise_values(
@@ -177,9 +203,6 @@ def _minimise(objective: _Objective, config: ResolvedConfig, progress: Progress)
     all_steps = len(start) * config.steps
     for step in range(1, config.steps + 1):
         losses = objective(delta)
-        if not losses.total.isfinite().all():
-            message = "expected finite losses, got NaN or Inf: the model overflows on these prompts; try another dtype"
-            raise NonFiniteError(message)
         optimiser.observe(delta, losses)
         done = (optimiser.loss < config.stop_loss) | (step == config.steps)
         finished = active[done]

@@ -5,6 +5,7 @@ One edit, one row a pass, the whole model, logits everywhere, torch's Adam, noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from emmet import Edit, EditConfig
 
 @dataclass(frozen=True)
 class Published:
-    """v*, and the loss at each step."""
+    """v*, and the loss at each step: that of each context when it was last evaluated."""
 
     target: Tensor
     losses: list[float]
@@ -74,22 +75,25 @@ def published_values(
     nothing = torch.zeros_like(delta).detach()
     unedited = log_probabilities(essence_ids, essence_subject, nothing)[essence_subject].detach()
     states.clear()
+    size = config.contexts_per_step or len(rows)
+    latest = [math.nan] * len(rows)
     for step in range(config.steps):
         optimiser.zero_grad()
-        nll = torch.stack(
-            [
-                -log_probabilities(ids, subject, delta)[start - 1 : -1].gather(1, ids[start:, None]).mean()
-                for ids, subject, start in rows
-            ]
-        ).mean()
+        first = step * size % (math.ceil(len(rows) / size) * size)
+        nll = [
+            -log_probabilities(ids, subject, delta)[start - 1 : -1].gather(1, ids[start:, None]).mean()
+            for ids, subject, start in rows[first : first + size]
+        ]
+        latest[first : first + size] = [of_context.item() for of_context in nll]
         if step == 0:
             h = states[0]
         edited = log_probabilities(essence_ids, essence_subject, delta)[essence_subject]
         kl = (edited.exp() * (edited - unedited)).sum()
-        loss = nll + config.kl_factor * kl + config.weight_decay * delta.norm() / h.norm() ** 2
-        losses.append(loss.item())
-        if loss < config.stop_loss or step == config.steps - 1:
+        rest = config.kl_factor * kl + config.weight_decay * delta.norm() / h.norm() ** 2
+        losses.append(sum(latest) / len(latest) + rest.item())
+        if losses[-1] < config.stop_loss or step == config.steps - 1:
             break
+        loss = torch.stack(nll).mean() + rest
         loss.backward()
         optimiser.step()
         limit = config.clamp * h.norm()

@@ -29,7 +29,15 @@ LAYER = 1
 def config(model: torch.nn.Module, **settings: object) -> ResolvedConfig:
     # A small learning rate: Adam's first step is ± the rate whatever the gradient, so that rounding in components
     # near 0 would be magnified without bound by a large one.
-    defaults = {"layers": [LAYER], "learning_rate": 0.1, "steps": 3, "stop_loss": 0.0, "clamp": 4, "weight_decay": 0.5}
+    defaults = {
+        "layers": [LAYER],
+        "learning_rate": 0.1,
+        "contexts_per_step": None,
+        "steps": 3,
+        "stop_loss": 0.0,
+        "clamp": 4,
+        "weight_decay": 0.5,
+    }
     return EditConfig(**(defaults | settings)).resolve(model.config)
 
 
@@ -104,6 +112,26 @@ def test_converged_edits_leave_the_batch_with_the_values_they_converged_to():
     assert (ours.loss < 6.0).sum() == 2, "some of the edits should converge, others not"
     assert ours.steps.tolist() == [len(one.losses) for one in expected]
     torch.testing.assert_close(ours.loss, torch.tensor([one.losses[-1] for one in expected]), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("contexts_per_step", [1, 2, 3])
+def test_contexts_take_turns(contexts_per_step):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    settings = config(model, steps=8, contexts_per_step=contexts_per_step, stop_loss=6.5)
+    ours = our_values(model, tokenizer, EDITS, PREFIXES, settings)
+    expected = [oracle(model, tokenizer, edit, PREFIXES, settings) for edit in EDITS]
+    assert ours.steps.tolist() == [len(one.losses) for one in expected]
+    torch.testing.assert_close(ours.loss, torch.tensor([one.losses[-1] for one in expected]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(ours.targets, torch.stack([one.target for one in expected]), rtol=1e-2, atol=1e-2)
+
+
+def test_a_loss_is_unknown_before_each_context_has_had_its_turn():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    settings = config(model, contexts_per_step=2, stop_loss=1e6)
+    assert our_values(model, tokenizer, EDITS, PREFIXES, replace(settings, steps=1)).loss.isnan().all()
+    assert our_values(model, tokenizer, EDITS, PREFIXES, settings).steps.tolist() == [2] * len(EDITS)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
