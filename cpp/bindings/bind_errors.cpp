@@ -40,7 +40,7 @@ void bind_errors(py::module_& module) {
 
   py::exception<DependentKeysError>(module, "DependentKeysError", base).doc() =
       "The equality constraint cannot be met: some keys coincide or are linearly dependent.\n\n"
-      "``groups`` lists the row indices of the dependent keys, one list for each dependency that was found.";
+      "``groups`` lists the row indices, from 0, of the dependent keys, one list for each dependency that was found.";
   py::register_local_exception_translator(&translate);
 }
 

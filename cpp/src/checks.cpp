@@ -53,7 +53,7 @@ void require_finite_rows(const at::Tensor& tensor, const std::string& name, cons
   }
   const int64_t row = indices[0].item<int64_t>();
   const char* found = at::isnan(rows[row]).any().item<bool>() ? "NaN" : "Inf";
-  throw NonFiniteError(c10::str("expected finite ", name, ", got ", found, " in row ", row,
+  throw NonFiniteError(c10::str("expected finite ", name, ", got ", found, " in row ", row + 1, " of ", rows.size(0),
                                 "; leave that row out, or find what makes it overflow"));
 }
 

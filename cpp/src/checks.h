@@ -14,8 +14,9 @@ void require_floating(const at::Tensor& tensor, const std::string& name);
 /// Throws ShapeError unless the last dimension of `tensor` is `width`.
 void require_width(const at::Tensor& tensor, int64_t width, const std::string& name);
 
-/// Throws NonFiniteError naming the first row of `tensor` [..., d] that holds NaN or Inf. Rows are counted over all
-/// leading dimensions together. Where `selected` (boolean, one entry a row) is given, other rows are not looked at.
+/// Throws NonFiniteError naming the first row of `tensor` [..., d] that holds NaN or Inf. Rows are counted from 1,
+/// over all leading dimensions together. Where `selected` (boolean, one entry a row) is given, other rows are not
+/// looked at.
 void require_finite_rows(const at::Tensor& tensor, const std::string& name,
                          const std::optional<at::Tensor>& selected = std::nullopt);
 

@@ -84,9 +84,11 @@ Groups jointly_dependent(const at::Tensor& unit) {
   return partition.groups();
 }
 
+// People count edits from 1, as in all messages.
 std::string list_text(const std::vector<int64_t>& group) {
   std::string text;
-  for (size_t i = 0; i < std::min(group.size(), kNamedKeys); ++i) text += (i ? ", " : "") + std::to_string(group[i]);
+  for (size_t i = 0; i < std::min(group.size(), kNamedKeys); ++i)
+    text += (i ? ", " : "") + std::to_string(group[i] + 1);
   return group.size() > kNamedKeys ? c10::str(text, ", … (", group.size(), " in all)") : text;
 }
 
@@ -114,7 +116,7 @@ void throw_dependent_keys(const at::Tensor& whitened) {
   if (groups.size() > kNamedKeys) named += c10::str("; … (", groups.size(), " groups in all)");
   throw DependentKeysError(
       c10::str("expected linearly independent keys for an equality constraint on ", whitened.size(0), " edits in ",
-               whitened.size(1), " dimensions, got dependent ones at indices ", named,
+               whitened.size(1), " dimensions, got dependent ones of edits ", named,
                "; leave some of each group out, or use a ridge > 0 (or automatic)"),
       groups);
 }

@@ -266,6 +266,7 @@ def test_edits_that_cannot_hold_together_are_refused_by_name(corpus):
     with pytest.raises(DependentKeysError) as caught:
         editor.edit(same_key)
     assert caught.value.groups == [[0, 2]]
+    assert "edits {1, 3};" in str(caught.value)
     assert_same_bits(editor.arch.model, before)
     handle = Editor(
         editor.arch.model, editor.tokenizer, config=replace(CONFIG, prefixes=()), statistics=editor._statistics

@@ -213,7 +213,7 @@ class TestInput:
             (lambda c: Preservation.from_second_moment(c[:0, :0]), ShapeError, "got [0, 0]"),
             (lambda c: Preservation.from_second_moment(c.long()), ShapeError, "got Long"),
             (lambda c: Preservation.from_second_moment(c.triu()), ShapeError, "symmetric second_moment"),
-            (lambda c: Preservation.from_second_moment(c * torch.nan), NonFiniteError, "got NaN in row 0"),
+            (lambda c: Preservation.from_second_moment(c * torch.nan), NonFiniteError, "got NaN in row 1 of 10"),
             (lambda c: Preservation.from_second_moment(c / 0), NonFiniteError, "finite second_moment"),
             (lambda c: Preservation.from_second_moment(-c), NotPositiveDefiniteError, "more tokens"),
             (lambda c: Preservation.from_second_moment(0 * c), NotPositiveDefiniteError, "more tokens"),

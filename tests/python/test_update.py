@@ -274,7 +274,7 @@ class TestInput:
             (lambda: Update.from_factors(torch.ones(6, 1), torch.ones(1, 9).int()), ShapeError, "got Int"),
             (lambda: Update.from_factors(torch.ones(2, 1) / 0, torch.ones(1, 2)), NonFiniteError, "finite left"),
             (lambda: Update.from_dense(torch.ones(6)), ShapeError, "dense with two dimensions"),
-            (lambda: Update.from_dense(torch.ones(2, 2) * torch.nan), NonFiniteError, "finite dense, got NaN in row 0"),
+            (lambda: Update.from_dense(torch.ones(2, 2) * torch.nan), NonFiniteError, "finite dense, got NaN in row 1"),
             (lambda: update_of("dense").apply_(torch.ones(6, 10).int()), ShapeError, "weight of float16"),
             (lambda: update_of("dense").save("/nowhere/update"), EmmetError, "/nowhere/update"),
             (lambda: Update.load("/nowhere/update"), EmmetError, "/nowhere/update"),

@@ -38,7 +38,7 @@ class DependentKeysError : public Error {
   DependentKeysError(const std::string& message, std::vector<std::vector<int64_t>> groups)
       : Error(message), groups_(std::move(groups)) {}
 
-  /// Row indices of the dependent keys, one group for each dependency that was found.
+  /// Row indices, from 0, of the dependent keys, one group for each dependency that was found.
   const std::vector<std::vector<int64_t>>& groups() const noexcept { return groups_; }
 
  private:
