@@ -76,4 +76,9 @@ double largest_magnitude(const at::Tensor& tensor) {
   return std::max(std::abs(smallest.item<double>()), std::abs(largest.item<double>()));  // both are NaN if one entry is
 }
 
+double relative_norm(const at::Tensor& error, const at::Tensor& reference) {
+  const auto scale = reference.norm().item<double>();
+  return scale == 0.0 ? 0.0 : error.norm().item<double>() / scale;
+}
+
 }  // namespace emmet

@@ -26,4 +26,7 @@ at::Tensor as_rows(const at::Tensor& tensor, int64_t width, const std::string& n
 /// max |x| over all entries: NaN when there is a NaN, 0 when there are no entries.
 double largest_magnitude(const at::Tensor& tensor);
 
+/// ‖error‖ / ‖reference‖, Frobenius; 0 when the reference is 0.
+double relative_norm(const at::Tensor& error, const at::Tensor& reference);
+
 }  // namespace emmet

@@ -29,11 +29,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-double relative_norm(const at::Tensor& error, const at::Tensor& reference) {
-  const auto scale = reference.norm().item<double>();
-  return scale == 0.0 ? 0.0 : error.norm().item<double>() / scale;
-}
-
 void require_representable(double value, const char* what) {
   if (!std::isfinite(value)) {
     throw NonFiniteError(c10::str("expected ", what, " within the range of float64, got an overflow; scale the input"));

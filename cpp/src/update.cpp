@@ -37,11 +37,6 @@ constexpr std::pair<const char*, double Diagnostics::*> kDiagnostics[] = {
     {"seconds_system", &Diagnostics::seconds_system},
 };
 
-double relative_norm(const at::Tensor& error, const at::Tensor& reference) {
-  const auto scale = reference.norm().item<double>();
-  return scale == 0.0 ? 0.0 : error.norm().item<double>() / scale;
-}
-
 void require_matrix(const at::Tensor& tensor, const char* name) {
   require_floating(tensor, name);
   if (tensor.dim() != 2) {
