@@ -20,27 +20,24 @@ py::dict to_dict(const Diagnostics& diagnostics) {
   using namespace py::literals;
   return py::dict("condition"_a = diagnostics.condition, "ridge"_a = diagnostics.ridge,
                   "constraint_residual"_a = diagnostics.constraint_residual,
-                  "preservation_cost"_a = diagnostics.preservation_cost,
-                  "seconds_whiten"_a = diagnostics.seconds_whiten, "seconds_system"_a = diagnostics.seconds_system);
+                  "preservation_cost"_a = diagnostics.preservation_cost);
 }
 
 void bind_diagnostics(py::module_& module) {
-  py::class_<Diagnostics>(module, "Diagnostics", "What a solve found out about itself. Times are seconds.")
-      .def(py::init([](double condition, double ridge, double constraint_residual, double preservation_cost,
-                       double seconds_whiten, double seconds_system) {
-             return Diagnostics{condition,         ridge,          constraint_residual,
-                                preservation_cost, seconds_whiten, seconds_system};
+  py::class_<Diagnostics>(module, "Diagnostics",
+                          "What a solve found out about itself. Times are seconds; files do not keep them, and give 0.")
+      .def(py::init([](double condition, double ridge, double constraint_residual, double preservation_cost) {
+             return Diagnostics{condition, ridge, constraint_residual, preservation_cost};
            }),
            py::kw_only(), py::arg("condition"), py::arg("ridge"), py::arg("constraint_residual"),
-           py::arg("preservation_cost"), py::arg("seconds_whiten"), py::arg("seconds_system"),
-           "The inverse of `to_dict`.")
+           py::arg("preservation_cost"), "The inverse of `to_dict`, with times of 0.")
       .def_readonly("condition", &Diagnostics::condition, "Estimated condition number of the system that was solved.")
       .def_readonly("ridge", &Diagnostics::ridge, "The ridge μ that was used.")
       .def_readonly("constraint_residual", &Diagnostics::constraint_residual, "‖ΔK − R‖ / ‖R‖; 0 when R is 0.")
       .def_readonly("preservation_cost", &Diagnostics::preservation_cost, "tr(Δ C Δᵀ).")
       .def_readonly("seconds_whiten", &Diagnostics::seconds_whiten, "Triangular solves with the factor of C.")
       .def_readonly("seconds_system", &Diagnostics::seconds_system, "Gram matrix, its factorisation and solve.")
-      .def("to_dict", &to_dict, "All of them, by name.");
+      .def("to_dict", &to_dict, "All but the times, by name: what files keep.");
 }
 
 }  // namespace

@@ -27,14 +27,12 @@ constexpr int64_t kBlockRows = 512;
 // How much of an update may lie outside of a null space, relative to all of it: what rounding leaves there.
 constexpr double kOutside = 1e-6;
 
-// One name for each number of Diagnostics, in files.
+// One name for each number of Diagnostics that files keep. Times are not among them: the same edit is the same bytes.
 constexpr std::pair<const char*, double Diagnostics::*> kDiagnostics[] = {
     {"condition", &Diagnostics::condition},
     {"ridge", &Diagnostics::ridge},
     {"constraint_residual", &Diagnostics::constraint_residual},
     {"preservation_cost", &Diagnostics::preservation_cost},
-    {"seconds_whiten", &Diagnostics::seconds_whiten},
-    {"seconds_system", &Diagnostics::seconds_system},
 };
 
 void require_matrix(const at::Tensor& tensor, const char* name) {

@@ -62,8 +62,6 @@ class Diagnostics:
         ridge: float,
         constraint_residual: float,
         preservation_cost: float,
-        seconds_whiten: float,
-        seconds_system: float,
     ) -> None: ...
     @property
     def condition(self) -> float: ...

@@ -230,7 +230,7 @@ TEST(Update, SaysByHowMuchItMissesEdits) {
 using UpdateFile = TemporaryFolder;
 
 TEST_F(UpdateFile, IsReadBackToTheBit) {
-  const emmet::Diagnostics diagnostics{1e8 / 3, 1.0 / 7, 5e-324, std::numeric_limits<double>::max(), 0.1, 0.0};
+  const emmet::Diagnostics diagnostics{1e8 / 3, 1.0 / 7, 5e-324, std::numeric_limits<double>::max(), 0.1, 0.2};
   const at::Tensor left = random({20, 60}, 1).t(), right = random({20, 100}, 2);  // as solve() makes them
   for (const Update& saved :
        {Update::from_factors(left, right, diagnostics), Update::from_dense(random({6, 10}, 3), diagnostics)}) {
@@ -242,8 +242,8 @@ TEST_F(UpdateFile, IsReadBackToTheBit) {
     EXPECT_EQ(loaded.diagnostics().ridge, diagnostics.ridge);
     EXPECT_EQ(loaded.diagnostics().constraint_residual, diagnostics.constraint_residual);
     EXPECT_EQ(loaded.diagnostics().preservation_cost, diagnostics.preservation_cost);
-    EXPECT_EQ(loaded.diagnostics().seconds_whiten, diagnostics.seconds_whiten);
-    EXPECT_EQ(loaded.diagnostics().seconds_system, diagnostics.seconds_system);
+    EXPECT_EQ(loaded.diagnostics().seconds_whiten, 0.0);  // the same update is the same bytes, however long it took
+    EXPECT_EQ(loaded.diagnostics().seconds_system, 0.0);
   }
 }
 

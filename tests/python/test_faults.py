@@ -169,7 +169,7 @@ TASKS: list[Task] = [collect, edit, save]
 def parts(folder: Path) -> dict[str, dict[str, bytes | None]]:
     """What a folder shows under final names, by the units that are replaced as a whole: folders, or single files.
 
-    The times that solves took are left out. A checkpoint need only be readable: the last may stay when all is written.
+    A checkpoint need only be readable: the last may stay when all is written.
     """
     found: dict[str, dict[str, bytes | None]] = {}
     for name, content in contents(folder).items():
@@ -178,7 +178,7 @@ def parts(folder: Path) -> dict[str, dict[str, bytes | None]]:
             read_tensors(folder / path)
         elif content is not None and not any(part.startswith(".") or part.endswith(".tmp") for part in path.parts):
             unit = path.parts[0] if path.parts[0] in ("delta", "ledger", "merged") else name
-            found.setdefault(unit, {})[name] = re.sub(rb'"seconds_\w+": [^,\n]+', b"", content)
+            found.setdefault(unit, {})[name] = content
     return found
 
 

@@ -301,6 +301,7 @@ class TestFile:
         assert loaded.is_low_rank == saved.is_low_rank
         assert torch.equal(loaded.dense(), saved.dense())
         assert loaded.diagnostics.to_dict() == saved.diagnostics.to_dict()
+        assert loaded.diagnostics.seconds_system == 0 < saved.diagnostics.seconds_system
 
     @pytest.mark.parametrize("form", FORMS)
     def test_cut_short_is_refused(self, tmp_path: Path, form: str) -> None:

@@ -9,7 +9,7 @@ namespace emmet {
 
 class Preservation;
 
-/// What a solve found out about itself. Times are seconds of wall clock.
+/// What a solve found out about itself. Times are seconds of wall clock; files do not keep them, and give 0.
 struct Diagnostics {
   double condition = 1.0;            ///< estimated 2-norm condition number of the (scaled) system that was solved
   double ridge = 0.0;                ///< μ that was used
