@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import EmmetError
-from .storage import temporary_name
+from .storage import naming_full_disk, temporary_name
 
 # Every folder that emmet writes holds this file.
 MANIFEST = "emmet.json"
@@ -39,19 +39,23 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; it replaces `path` when the body is done and is removed if the body raises."""
+    """Yield a temporary folder to fill; it replaces `path` when the body is done and is removed if the body raises.
+
+    Raises EmmetError for a folder that holds files that emmet did not write, and where the disk is full.
+    """
     check_output(path)
-    path = path.resolve()  # a link to a folder stays one
-    temporary = temporary_name(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if not path.exists():
-            temporary.rename(path)
-        elif not _exchange(temporary, path):
-            _replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with naming_full_disk(path):
+        place = path.resolve()  # a link to a folder stays one
+        temporary = temporary_name(place)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if not place.exists():
+                temporary.rename(place)
+            elif not _exchange(temporary, place):
+                _replace(temporary, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

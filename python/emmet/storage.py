@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,9 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import FormatError
+from .errors import EmmetError, FormatError
 
 _READ_SIZE = 1 << 20
+
+# What errors of a full disk say, whichever library raises them.
+_NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_SHORT_WRITE = re.compile("[0-9]+ requested and [0-9]+ written")  # NumPy, which does not say why
 
 
 class TensorFile(NamedTuple):
@@ -52,38 +58,60 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn an error of the body that says that there is no more room into an EmmetError that names `path`.
+
+    By its text, as only some of the libraries that write files raise an OSError with its number.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        reason = next((words for words in _NO_ROOM if words in text), None)
+        if reason is None and _SHORT_WRITE.search(text):
+            reason = first_line(error)
+        if reason is None:
+            raise
+        message = f"cannot write {path}: {reason}; make room, or name another place"
+        raise EmmetError(message) from error
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the body is done and is removed if the body raises.
 
-    Missing parent folders are made.
+    Missing parent folders are made. Raises EmmetError where the disk is full.
     """
-    temporary = temporary_name(path)
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode
-    try:
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_full_disk(path):
+        temporary = temporary_name(path)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        try:
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes files that only their owner may read
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; it is renamed to `path` when the body is done and removed if the body raises.
 
-    If `path` has come into being meanwhile, that one stays: for folders whose name determines what is in them.
+    If `path` has come into being meanwhile, that one stays: for folders whose name determines what is in them. Raises
+    EmmetError where the disk is full.
     """
-    temporary = temporary_name(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if not path.exists():
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with naming_full_disk(path):
+        temporary = temporary_name(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if not path.exists():
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def temporary_name(path: Path) -> Path:

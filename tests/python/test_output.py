@@ -4,6 +4,8 @@ import pytest
 
 from emmet import EmmetError, output
 from emmet.output import MANIFEST, check_output, output_folder
+from emmet.storage import write_json
+from workspace import full_disk
 
 
 def test_a_folder_is_complete_or_absent(tmp_path):
@@ -23,6 +25,17 @@ def test_what_emmet_wrote_is_replaced_as_a_whole(tmp_path):
             (folder / MANIFEST).write_text("{}")
             (folder / name).write_text("")
     assert sorted(file.name for file in path.iterdir()) == sorted([MANIFEST, "second"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_folder_and_is_named_by_the_folder(tmp_path):
+    path = tmp_path / "out"
+    with output_folder(path) as folder:
+        (folder / MANIFEST).write_text("old")
+    refused = f"^cannot write {path}: File too large; make room"
+    with pytest.raises(EmmetError, match=refused), full_disk(), output_folder(path) as folder:
+        write_json(folder / MANIFEST, "new" * 1000)
+    assert (path / MANIFEST).read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 

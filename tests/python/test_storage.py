@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from emmet.errors import FormatError
+from emmet import Update
+from emmet.errors import EmmetError, FormatError
 from emmet.storage import (
     cache_folder,
     file_hash,
@@ -23,6 +27,8 @@ from emmet.storage import (
     write_tensors,
     write_text,
 )
+from tiny import tiny_tokenizer
+from workspace import full_disk
 
 
 def test_new_file_replaces_the_old_one_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -58,6 +64,48 @@ def test_new_folder_is_whole_or_absent(tmp_path: Path) -> None:
         assert not path.exists()
     assert [file.name for file in path.iterdir()] == ["part"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "new" * 1000),
+        lambda path: write_tensors(path, {"x": torch.zeros(1000)}, {}),
+    ],
+)
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    refused = re.escape(f"cannot write {path}: File too large; make room, or name another place")
+    with full_disk(), pytest.raises(EmmetError, match=f"^{refused}$"):
+        write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Each says it in its own words; NumPy, by which GGUF files are written, does not say why.
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: Update.from_dense(torch.ones(50, 50)).save(path), "File too large"),
+        (lambda path: tiny_tokenizer().save_pretrained(path), "File too large"),
+        (lambda path: np.zeros(100_000).tofile(path), "[0-9]+ requested and [0-9]+ written"),
+    ],
+)
+def test_a_full_disk_is_named_whatever_library_finds_it(
+    tmp_path: Path, write: Callable[[Path], None], reason: str
+) -> None:
+    path = tmp_path / "folder"
+    refused = re.escape(f"cannot write {path}: ") + reason
+    with pytest.raises(EmmetError, match=f"^{refused}; "), new_folder(path) as temporary, full_disk():
+        write(temporary / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_in_writing_propagate(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "file"):
+        (tmp_path / "missing").read_text()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_new_folder_leaves_one_that_another_process_made(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,17 @@ def write_task(folder: Path) -> Path:
     path = folder / "task.yaml"
     path.write_text(json.dumps(definition), encoding="utf-8")  # JSON is YAML
     return path
+
+
+@contextmanager
+def full_disk(size: int = 100) -> Iterator[None]:
+    """Let no file of this process grow beyond `size` bytes: what a full disk comes to."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -26,8 +26,9 @@ _OK, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `emmet` with `arguments` (those of the process by default) and return its exit code.
 
-    0: done. 2: the input is at fault; one line on standard error says how. 130: interrupted by Ctrl-C. Unless it is 0,
-    nothing is written but the cache and the checkpoint of `emmet stats`. Errors that are not the input's propagate.
+    0: done. 2: the input is at fault, or the disk is full; one line on standard error says how. 130: interrupted by
+    Ctrl-C. Unless it is 0, nothing is written but the cache and the checkpoint of `emmet stats`. Other errors, which
+    are emmet's own, propagate.
     """
     try:
         options = _parser().parse_args(arguments)

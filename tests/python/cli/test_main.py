@@ -11,6 +11,7 @@ import pytest
 
 import emmet
 from emmet import cli, editor
+from workspace import contents, full_disk
 
 from .runner import edit_arguments
 
@@ -35,6 +36,19 @@ def test_errors_of_emmet_itself_propagate(folder: Path, tmp_path: Path, monkeypa
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(list(map(str, edit_arguments(folder, "--out", tmp_path / "delta"))))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_that_names_the_output(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(list(map(str, edit_arguments(folder, "--out", tmp_path / "delta")))) == 0
+    before = contents(tmp_path)
+    capsys.readouterr()
+    with full_disk(5000):  # the values are in the cache by now
+        assert cli.main(list(map(str, edit_arguments(folder, "--out", tmp_path / "delta", "--format", "model")))) == 2
+    error = f"emmet: error: cannot write {tmp_path / 'delta'}: File too large; make room, or name another place\n"
+    assert capsys.readouterr().err == error
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("command", ["stats", "edit", "export", "eval", "sweep", "info"])
