@@ -17,11 +17,11 @@ from ._core import Preservation, solve
 from .architectures import Architecture, discover
 from .config import EditConfig, ResolvedConfig
 from .delta import Delta, LayerDelta, LayerReport, summed
-from .edits import Edit, check_consistent
-from .errors import ConfigError, EditError, EmmetError, ModelError, NonFiniteError, StatisticsError
+from .edits import Edit
+from .errors import ConfigError, EmmetError, ModelError, NonFiniteError, StatisticsError
 from .fingerprint import rest_fingerprint, tensor_digest
 from .forward import last_token_states
-from .keys import in_contexts, subject_keys
+from .keys import checked_prompts, in_contexts, subject_keys
 from .ledger import Base, Batch, Entry, Given, Ledger
 from .memories import Memories
 from .prefixes import sample_prefixes
@@ -145,7 +145,7 @@ class Editor:
         that contradict each other or do not fit the model, DependentKeysError where an equality constraint cannot be
         met.
         """
-        prompts = self._checked_prompts(edits)
+        prompts = self._prompts(edits)
         size = 1 if self.config.method == "rome" else len(edits)
         values: list[Values] = []
         with self._changing() as (ledger, backup):
@@ -229,11 +229,11 @@ class Editor:
 
     def keys(self, edits: Sequence[Edit], layer: int) -> Tensor:
         """The keys of edits at a layer in the model as it is now: [n, d_in] float64."""
-        return subject_keys(self.arch, self._checked_prompts(edits), layer)
+        return subject_keys(self.arch, self._prompts(edits), layer)
 
     def values(self, edits: Sequence[Edit]) -> Values:
         """The value vectors of edits at the last edited layer, in the model as it is now."""
-        return self._values(edits, self._checked_prompts(edits), self._progress)
+        return self._values(edits, self._prompts(edits), self._progress)
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -305,20 +305,8 @@ class Editor:
         statistics.check(self.arch, *layers)
         return statistics
 
-    def _checked_prompts(self, edits: Sequence[Edit]) -> Prompts:
-        if not edits:
-            message = "expected one edit or more, got none: give a list of emmet.Edit"
-            raise EditError(message)
-        check_consistent(edits)
-        prompts = [in_contexts(self.tokenizer, edit, self.prefixes) for edit in edits]
-        longest = self.arch.max_positions
-        for edit, contexts in zip(edits, prompts, strict=True):
-            tokens = max(len(prompt.ids) for prompt in contexts)
-            if longest is not None and tokens > longest:
-                message = f"expected at most {longest} tokens, the context of the model, got {tokens}"
-                message += f" for the edit of {edit.subject[:40]!r}; shorten its prompt or the prefixes"
-                raise EditError(message)
-        return prompts
+    def _prompts(self, edits: Sequence[Edit]) -> Prompts:
+        return checked_prompts(self.arch, self.tokenizer, edits, self.prefixes)
 
     def _values(self, edits: Sequence[Edit], prompts: Prompts, progress: Progress) -> Values:
         arguments = (self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress)

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
-from .edits import Edit
+from .edits import Edit, check_consistent
+from .errors import EditError
 from .forward import Site, last_token_states
 from .tokens import Prompt, encode_prompts
 
@@ -23,6 +24,29 @@ def in_contexts(tokenizer: PreTrainedTokenizerBase, edit: Edit, prefixes: Sequen
         [(len(prefix) + first, len(prefix) + last) for prefix in contexts],
         [edit.target] * len(contexts),
     )
+
+
+def checked_prompts(
+    arch: Architecture, tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit], prefixes: Sequence[str]
+) -> list[list[Prompt]]:
+    """For each edit what `in_contexts` gives.
+
+    Raises EditError if there are none, if two contradict each other, or if one is longer than the model's context, and
+    ModelError if the tokenizer merges a subject with its target.
+    """
+    if not edits:
+        message = "expected one edit or more, got none: give a list of emmet.Edit"
+        raise EditError(message)
+    check_consistent(edits)
+    prompts = [in_contexts(tokenizer, edit, prefixes) for edit in edits]
+    longest = arch.max_positions
+    for edit, contexts in zip(edits, prompts, strict=True):
+        tokens = max(len(prompt.ids) for prompt in contexts)
+        if longest is not None and tokens > longest:
+            message = f"expected at most {longest} tokens, the context of the model, got {tokens}"
+            message += f" for the edit of {edit.subject[:40]!r}; shorten its prompt or the prefixes"
+            raise EditError(message)
+    return prompts
 
 
 def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer: int) -> Tensor:

@@ -76,9 +76,11 @@ Value vectors are kept as they are found: the same command goes on where it was 
 
 
 def _edit(options: argparse.Namespace) -> None:
+    from ..architectures import discover
     from ..checkpoint import save_model
     from ..corpora import open_corpus
     from ..editor import Editor
+    from ..keys import checked_prompts
     from ..output import check_folder, check_output
     from ..statistics import Statistics
     from ..storage import cache_folder
@@ -100,6 +102,7 @@ def _edit(options: argparse.Namespace) -> None:
     watch = Stopwatch()
     with progress_bars(options) as progress:
         model, tokenizer = load_model(options, watch, progress)
+        checked_prompts(discover(model), tokenizer, edits, config.prefixes or ())  # statistics may take minutes
         with watch.stage("statistics"):
             editor = Editor(
                 model,

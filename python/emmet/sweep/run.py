@@ -22,6 +22,7 @@ from ..edits import Record
 from ..errors import EditError, StatisticsError
 from ..evaluate import evaluate
 from ..fingerprint import model_fingerprint, tensor_digest, tokenizer_fingerprint
+from ..keys import checked_prompts
 from ..progress import Progress, silent, within
 from ..statistics import LayerStatistics, Statistics, collect_statistics, statistics_folder
 from ..storage import cache_folder
@@ -67,10 +68,11 @@ def sweep(
     runs = plan.runs(model.config)
     check_batch_sizes(plan.batch_sizes, len(distinct))
     check_sweep_folder(out)
-    statistics = _statistics(arch, tokenizer, statistics, corpus, runs, progress)
-
     batches = {run: run.batches(len(distinct), plan.scored) for run in runs}
     edits = [record.edit for record in distinct[: max(of_run[-1].end for of_run in batches.values())]]
+    checked_prompts(arch, tokenizer, edits, plan.config.prefixes or ())  # statistics may take minutes
+
+    statistics = _statistics(arch, tokenizer, statistics, corpus, runs, progress)
     values = Path(value_cache or cache_folder() / "values")
     workbench = Workbench(arch, tokenizer, edits, statistics, values, _drift_text(arch, tokenizer, plan), progress)
     for run in runs:

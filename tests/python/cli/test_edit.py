@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import emmet
-from emmet import value_cache
-from workspace import contents
+from emmet import cli, value_cache
+from workspace import EDITS, contents, write_lines
 
 from .runner import Runner, edit_arguments, metrics
 
@@ -129,6 +129,17 @@ def test_statistics_are_collected_once_and_kept(folder: Path, tmp_path: Path, ca
     assert contents(cache) == kept
     first, second = (load_file(tmp_path / out / "layer.1.safetensors") for out in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_edits_that_do_not_fit_the_model_are_refused_before_statistics_are_collected(
+    folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edits = write_lines(tmp_path / "edits.jsonl", [{**EDITS[0], "subject": "Danielle " * 300}])
+    corpus = folder / "text.txt"
+    arguments = ("edit", folder / "model", edits, "--layers", "1", "--corpus", corpus, "--out", tmp_path / "delta")
+    assert cli.main(list(map(str, arguments))) == 2
+    assert "expected at most 256 tokens, the context of the model" in capsys.readouterr().err
+    assert contents(cache) == {}
 
 
 def test_values_are_kept_in_the_cache_or_where_they_are_asked_for(

@@ -320,3 +320,13 @@ def test_input_at_fault_is_refused_before_anything_is_computed(
         lab.sweep(plan, records, progress=lambda stage, _done, _total: stages.append(stage))
     assert "values" not in stages
     assert not (lab.folder / "out").exists()
+
+
+def test_records_that_do_not_fit_the_model_are_refused_before_statistics_are_collected(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMMET_CACHE", str(tmp_path / "cache"))
+    too_long = replace(RECORDS[0], edit=replace(RECORDS[0].edit, subject="Danielle " * 300))
+    with pytest.raises(EditError, match="context of the model"):
+        lab.sweep(records=[too_long, *RECORDS], statistics=None, corpus=lab.folder / "text.txt")
+    assert not (tmp_path / "cache").exists()
