@@ -22,7 +22,7 @@ from .arguments import (
     whole_number,
 )
 from .export import FORMATS, FORMATS_HELP, write_update
-from .inputs import check_apart, edit_config, load_model
+from .inputs import check_apart, edit_config, load_model, read_statistics
 from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def _edit(options: argparse.Namespace) -> None:
     from ..editor import Editor
     from ..keys import checked_prompts
     from ..output import check_folder, check_output
-    from ..statistics import Statistics
     from ..storage import cache_folder
 
     config = edit_config(options)
@@ -94,10 +93,11 @@ def _edit(options: argparse.Namespace) -> None:
     check_apart(options.out, options.model, options.records, options.stats, values)
     known = options.ledger is not None and _check_ledger(options)
     _check_exportable(options, edits)
+    statistics = None
     if options.stats is None:
         open_corpus(options.corpus).digest()
     else:
-        Statistics.load(options.stats, config.layers or ())  # once for the check, before the model is loaded
+        statistics = read_statistics(options.stats, config.layers or ())
 
     watch = Stopwatch()
     with progress_bars(options) as progress:
@@ -108,7 +108,7 @@ def _edit(options: argparse.Namespace) -> None:
                 model,
                 tokenizer,
                 config=config,
-                statistics=options.stats,
+                statistics=statistics,
                 corpus=options.corpus,
                 value_cache=values,
                 progress=progress,

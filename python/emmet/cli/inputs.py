@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from .terminal import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..statistics import Statistics
 
 
 def load_model(
@@ -44,6 +47,17 @@ def read_config(path: Path) -> EditConfig:
     except ValueError as error:  # not UTF-8, or a ConfigError
         message = f"{path}: {error}"
     raise ConfigError(message)
+
+
+def read_statistics(folder: Path, layers: Collection[int]) -> Statistics | Path:
+    """The statistics of `layers` that a folder has; the folder itself where only the model tells the layers.
+
+    Raises EmmetError, before the model is loaded, if they are missing or damaged.
+    """
+    from ..statistics import Statistics
+
+    statistics = Statistics.load(folder, layers)
+    return statistics if layers else folder
 
 
 def check_apart(out: Path, *inputs: str | Path | None) -> None:

@@ -21,7 +21,7 @@ from .arguments import (
     ridge_or_auto,
     whole_number,
 )
-from .inputs import load_model, read_config
+from .inputs import load_model, read_config, read_statistics
 from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
@@ -125,7 +125,6 @@ def _span(text: str) -> str:
 def _sweep(options: argparse.Namespace) -> None:
     from ..corpora import open_corpus
     from ..output import check_folder
-    from ..statistics import Statistics
     from ..storage import cache_folder
     from ..sweep import Plan, sweep
     from ..sweep.plan import check_batch_sizes, without_repetitions
@@ -149,8 +148,10 @@ def _sweep(options: argparse.Namespace) -> None:
     for corpus in (options.corpus if options.stats is None else None, options.drift):
         if corpus is not None:
             open_corpus(corpus).digest()  # one that cannot be read is reported before the model is loaded
+    statistics = None
     if options.stats is not None:
-        Statistics.load(options.stats, {layer for layers in options.layers or () for layer in layers})
+        layer_sets = options.layers or [config.layers or ()]
+        statistics = read_statistics(options.stats, {layer for layers in layer_sets for layer in layers})
 
     watch = Stopwatch()
     with progress_bars(options) as progress:
@@ -162,7 +163,7 @@ def _sweep(options: argparse.Namespace) -> None:
                 records,
                 plan,
                 options.out,
-                statistics=options.stats,
+                statistics=statistics,
                 corpus=options.corpus,
                 value_cache=values,
                 data=f"{options.data.name} {options.records}".removesuffix(" :"),

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import emmet
 from emmet import cli, value_cache
+from emmet.statistics import LayerStatistics
 from workspace import EDITS, contents, write_lines
 
 from .runner import Runner, edit_arguments, metrics
@@ -129,6 +130,21 @@ def test_statistics_are_collected_once_and_kept(folder: Path, tmp_path: Path, ca
     assert contents(cache) == kept
     first, second = (load_file(tmp_path / out / "layer.1.safetensors") for out in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("command", ["edit", "sweep"])
+def test_statistics_are_read_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner, command: str
+) -> None:
+    read: list[Path] = []
+    load = LayerStatistics.load
+    monkeypatch.setattr(LayerStatistics, "load", lambda path: read.append(path) or load(path))
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"layers": [2], "prefixes": [], "steps": 1}')
+    options = {"edit": (), "sweep": ("--batch-sizes", "1", "--scored", "1", "--methods", "emmet")}[command]
+    arguments = ("--config", settings, "--stats", folder / "stats", "--out", tmp_path / "out", *options)
+    run(command, folder / "model", folder / "edits.jsonl", *arguments)
+    assert read == [folder / "stats" / "layer.2.safetensors"]
 
 
 def test_edits_that_do_not_fit_the_model_are_refused_before_statistics_are_collected(
