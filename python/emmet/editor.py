@@ -26,7 +26,7 @@ from .ledger import Base, Batch, Entry, Given, Ledger
 from .memories import Memories
 from .prefixes import sample_prefixes
 from .progress import Progress, silent, within
-from .statistics import Statistics, collect_statistics, statistics_folder
+from .statistics import Statistics, collect_into_cache
 from .suffixes import Injection
 from .tokens import Prompt
 from .trial import check_resumable
@@ -297,9 +297,7 @@ class Editor:
     ) -> Statistics:
         layers = self.config.layers
         if statistics is None:
-            model, tokenizer = self.arch.model, self.tokenizer
-            folder = statistics_folder(model, tokenizer, corpus, layers=layers)
-            return collect_statistics(model, tokenizer, corpus, layers=layers, out=folder, progress=self._progress)
+            return collect_into_cache(self.arch.model, self.tokenizer, corpus, layers=layers, progress=self._progress)
         if not isinstance(statistics, Statistics):
             statistics = Statistics.load(statistics, layers)
         statistics.check(self.arch, *layers)

@@ -37,6 +37,10 @@ _CHECKPOINT_FORMAT = "emmet statistics checkpoint 1"
 # Gupta et al. 2025, arXiv 2506.04226: so many tokens for each input dimension give the whole score.
 _TOKENS_PER_DIMENSION = 10
 
+_SEQUENCE_LENGTH = 512
+_BATCH_TOKENS = 4096
+_CHECKPOINT_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -201,11 +205,11 @@ def collect_statistics(
     *,
     layers: Iterable[int],
     tokens: int | None = None,
-    sequence_length: int = 512,
-    batch_tokens: int = 4096,
+    sequence_length: int = _SEQUENCE_LENGTH,
+    batch_tokens: int = _BATCH_TOKENS,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: Progress = silent,
 ) -> Statistics:
     """Collect C = E[k kᵀ] for the keys of `layers` (Meng et al. 2022, arXiv 2202.05262, section 3.1).
@@ -221,27 +225,29 @@ def collect_statistics(
     for a corpus that cannot be read or is empty, and NonFiniteError if the model gives NaN or infinity.
     """
     plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
-    folder = None if out is None else Path(out)
-    finished = {} if folder is None else _finished(plan, folder)
-    rest = plan.without(finished)
-    if rest.fingerprints:
-        finished |= _collect(rest, folder, batch_tokens, checkpoint_seconds, progress)
-    return Statistics(finished.values())
+    return _collected(plan, None if out is None else Path(out), batch_tokens, checkpoint_seconds, progress)
 
 
-def statistics_folder(
+def collect_into_cache(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: str | Path = "self",
     *,
     layers: Iterable[int],
-    tokens: int | None = None,
-    sequence_length: int = 512,
-    seed: int = 0,
-) -> Path:
-    """Where in the cache folder to keep what `collect_statistics` collects with these arguments."""
-    plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
-    return cache_folder() / "statistics" / plan.key()
+    progress: Progress = silent,
+) -> Statistics:
+    """What `collect_statistics` gives for these arguments, kept in the cache folder, so that it is collected once."""
+    plan = _plan(model, tokenizer, corpus, layers)
+    return _collected(plan, plan.place_in_cache(), progress=progress)
+
+
+def cached_statistics(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: str | Path = "self", *, layers: Iterable[int]
+) -> Statistics | None:
+    """What `collect_into_cache` has collected for these arguments; None if it has not, or not all."""
+    plan = _plan(model, tokenizer, corpus, layers)
+    finished = _finished(plan, plan.place_in_cache())
+    return Statistics(finished.values()) if finished.keys() == plan.fingerprints.keys() else None
 
 
 @dataclass(frozen=True)
@@ -265,15 +271,19 @@ class _Plan:
         text = json.dumps([source, sorted(self.fingerprints.items())], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    def place_in_cache(self) -> Path:
+        """Where the cache keeps the result."""
+        return cache_folder() / "statistics" / self.key()
+
 
 def _plan(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: str | Path,
     layers: Iterable[int],
-    tokens: int | None,
-    sequence_length: int,
-    seed: int,
+    tokens: int | None = None,
+    sequence_length: int = _SEQUENCE_LENGTH,
+    seed: int = 0,
 ) -> _Plan:
     arch = discover(model)
     wanted = sorted(set(layers))
@@ -296,6 +306,21 @@ def _plan(
         seed=text.seed,
     )
     return _Plan(arch, tokenizer, text, source, layer_fingerprints(arch, wanted))
+
+
+def _collected(
+    plan: _Plan,
+    folder: Path | None,
+    batch_tokens: int = _BATCH_TOKENS,
+    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
+    progress: Progress = silent,
+) -> Statistics:
+    """The statistics of a plan, of which only those are collected that `folder` lacks."""
+    finished = {} if folder is None else _finished(plan, folder)
+    rest = plan.without(finished)
+    if rest.fingerprints:
+        finished |= _collect(rest, folder, batch_tokens, checkpoint_seconds, progress)
+    return Statistics(finished.values())
 
 
 def _finished(plan: _Plan, folder: Path) -> dict[int, LayerStatistics]:

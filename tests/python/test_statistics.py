@@ -15,10 +15,19 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from emmet import corpora
+from emmet import statistics as statistics_module
 from emmet.architectures import discover
 from emmet.corpora import open_corpus
 from emmet.errors import ConfigError, FormatError, NonFiniteError, StatisticsError
-from emmet.statistics import LayerStatistics, Statistics, collect_statistics, layer_path, statistics_folder
+from emmet.fingerprint import layer_fingerprints
+from emmet.statistics import (
+    LayerStatistics,
+    Statistics,
+    cached_statistics,
+    collect_into_cache,
+    collect_statistics,
+    layer_path,
+)
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -379,33 +388,45 @@ class TestResume:
             collect(llama(), text, out=tmp_path)
 
 
-class TestFolder:
-    """The place in the cache folder is another for everything that matters."""
+class TestCache:
+    """Statistics in the cache folder are found again, and by nothing that would give others."""
 
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("EMMET_CACHE", str(tmp_path / "cache"))
         return tmp_path / "cache"
 
-    def test_it_is_in_the_cache_folder_and_stays_the_same(self, cache: Path, text: Path) -> None:
-        folder = statistics_folder(llama(), TOKENIZER, text, layers=LAYERS)
-        assert cache in folder.parents
+    def test_statistics_are_collected_once(self, cache: Path, text: Path) -> None:
+        assert cached_statistics(llama(), TOKENIZER, text, layers=LAYERS) is None
         assert not cache.exists()
-        assert statistics_folder(llama(), TOKENIZER, str(text), layers=LAYERS, seed=1) == folder
+        made = collect_into_cache(llama(), TOKENIZER, text, layers=LAYERS)
+        stages: list[str] = []
+        again = collect_into_cache(
+            llama(), TOKENIZER, text, layers=LAYERS, progress=lambda stage, *_: stages.append(stage)
+        )
+        assert stages == []
+        found = cached_statistics(llama(), TOKENIZER, str(text), layers=LAYERS)
+        assert found is not None
+        fresh = collect_statistics(llama(), TOKENIZER, text, layers=LAYERS)
+        for statistics in (made, again, found):
+            assert list(statistics) == LAYERS
+            assert all(torch.equal(statistics[layer].second_moment, fresh[layer].second_moment) for layer in LAYERS)
 
-    def test_it_changes(self, text: Path) -> None:
-        folders = [
-            statistics_folder(model, tokenizer, corpus, **{"layers": LAYERS, **settings})
-            for model, tokenizer, corpus, settings in (
-                (llama(), TOKENIZER, text, {}),
-                (llama(seed=1), TOKENIZER, text, {}),
-                (llama(), tiny_tokenizer(bos=True), text, {}),
-                (llama(), TOKENIZER, Path(__file__), {}),
-                (llama(), TOKENIZER, text, {"layers": [1]}),
-                (llama(), TOKENIZER, text, {"tokens": 7}),
-                (llama(), TOKENIZER, text, {"sequence_length": 7}),
-                (llama(), TOKENIZER, "self", {}),
-                (llama(), TOKENIZER, "self", {"seed": 1}),
-            )
-        ]
-        assert len(set(folders)) == len(folders)
+    def test_others_are_not_found(self, text: Path) -> None:
+        collect_into_cache(llama(), TOKENIZER, text, layers=LAYERS)
+        for model, tokenizer, corpus, layers in (
+            (llama(seed=1), TOKENIZER, text, LAYERS),
+            (llama(), tiny_tokenizer(bos=True), text, LAYERS),
+            (llama(), TOKENIZER, Path(__file__), LAYERS),
+            (llama(), TOKENIZER, "self", LAYERS),
+            (llama(), TOKENIZER, text, [*LAYERS, 3]),
+        ):
+            assert cached_statistics(model, tokenizer, corpus, layers=layers) is None
+
+    def test_the_model_is_fingerprinted_once(self, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[object] = []
+        monkeypatch.setattr(
+            statistics_module, "layer_fingerprints", lambda *given: calls.append(given) or layer_fingerprints(*given)
+        )
+        collect_into_cache(llama(), TOKENIZER, text, layers=[0])
+        assert len(calls) == 1

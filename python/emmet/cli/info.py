@@ -79,12 +79,10 @@ def _found_statistics(
     options: argparse.Namespace, arch: Architecture, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int]
 ) -> Statistics | None:
     """What `emmet edit` would find with the same options, in --stats or in the cache."""
-    from ..statistics import Statistics, layer_path, statistics_folder
+    from ..statistics import Statistics, cached_statistics
 
     if options.stats is not None:
         statistics = Statistics.load(options.stats, layers)
         statistics.check(arch, *layers)
         return statistics
-    folder = statistics_folder(arch.model, tokenizer, options.corpus, layers=layers)
-    whole = all(layer_path(folder, layer).exists() for layer in layers)
-    return Statistics.load(folder, layers) if whole else None
+    return cached_statistics(arch.model, tokenizer, options.corpus, layers=layers)

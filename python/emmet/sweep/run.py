@@ -24,7 +24,7 @@ from ..evaluate import evaluate
 from ..fingerprint import model_fingerprint, tensor_digest, tokenizer_fingerprint
 from ..keys import checked_prompts
 from ..progress import Progress, silent, within
-from ..statistics import LayerStatistics, Statistics, collect_statistics, statistics_folder
+from ..statistics import LayerStatistics, Statistics, collect_into_cache
 from ..storage import cache_folder
 from .plan import Batch, Plan, Run, check_batch_sizes, without_repetitions
 from .report import write_report
@@ -135,8 +135,7 @@ def _statistics(
     """Statistics of just the layers of all runs: given, read, or collected and kept in the cache folder."""
     layers = sorted({layer for run in runs for layer in run.config.layers})
     if statistics is None:
-        folder = statistics_folder(arch.model, tokenizer, corpus, layers=layers)
-        return collect_statistics(arch.model, tokenizer, corpus, layers=layers, out=folder, progress=progress)
+        return collect_into_cache(arch.model, tokenizer, corpus, layers=layers, progress=progress)
     if not isinstance(statistics, Statistics):
         return Statistics.load(statistics, layers)
     statistics.check(arch, *layers)
