@@ -27,8 +27,9 @@ from .corpora import Corpus, open_corpus
 from .errors import ConfigError, FormatError, NonFiniteError, StatisticsError
 from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
+from .integrity import read_with_checksum, write_with_checksum
 from .progress import Progress, silent
-from .storage import TensorFile, cache_folder, first_line, read_tensors, write_tensors
+from .storage import TensorFile, cache_folder, first_line
 
 # The "format" in the metadata of the files.
 _FORMAT = "emmet statistics 1"
@@ -91,11 +92,11 @@ class LayerStatistics:
             "dtype": self.dtype,
             "sources": json.dumps([asdict(source) for source in self.sources]),
         }
-        write_tensors(layer_path(folder, self.layer), {"second_moment": self.second_moment}, metadata)
+        write_with_checksum(layer_path(folder, self.layer), {"second_moment": self.second_moment}, metadata)
 
     @staticmethod
     def load(path: Path) -> LayerStatistics:
-        """Read a file that `save` wrote. Raises FormatError for any other."""
+        """Read a file that `save` wrote. Raises FormatError for any other, and where a bit of it has changed."""
         tensors, metadata = _read(path, _FORMAT)
         with _well_formed(path):
             return LayerStatistics(
@@ -425,7 +426,7 @@ class _Run:
             "sequences": str(self._done),
             "count": str(self.count()),
         }
-        write_tensors(path, tensors, metadata)
+        write_with_checksum(path, tensors, metadata)
 
     @staticmethod
     def resumed(plan: _Plan, path: Path) -> _Run:
@@ -455,7 +456,7 @@ def _adder(layer: int, moment: Covariance) -> Callable[[Tensor], None]:
 
 
 def _read(path: Path, expected_format: str) -> TensorFile:
-    contents = read_tensors(path)
+    contents = read_with_checksum(path)
     found = contents.metadata.get("format", "none")
     if found != expected_format:
         message = f'{path}: expected the format "{expected_format}", got "{found}": remove it and collect again'

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from emmet import corpora
@@ -20,6 +20,7 @@ from emmet.architectures import discover
 from emmet.corpora import open_corpus
 from emmet.errors import ConfigError, FormatError, NonFiniteError, StatisticsError
 from emmet.fingerprint import layer_fingerprints
+from emmet.integrity import write_with_checksum
 from emmet.statistics import (
     LayerStatistics,
     Statistics,
@@ -195,7 +196,7 @@ def damaged(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str
     metadata |= {"fingerprint": statistics.fingerprint, "sources": "[]"}
     tensors = load_file(path)
     change(tensors, metadata)
-    save_file(tensors, path, metadata)
+    write_with_checksum(path, tensors, metadata)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,16 @@ def test_truncated_file(text: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FormatError, match=str(path)):
         Statistics.load(tmp_path)
+
+
+def test_a_flipped_bit_is_found(text: Path, tmp_path: Path) -> None:
+    collect(llama(), text, out=tmp_path)
+    path = layer_path(tmp_path, 1)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # of the last number's mantissa
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=f"^{path} is .*damaged.*; remove it and make it anew$"):
+        LayerStatistics.load(path)
 
 
 class TestCheck:
