@@ -21,16 +21,16 @@ from .architectures import Architecture
 from .config import ResolvedConfig
 from .edits import Edit
 from .errors import FormatError
-from .fingerprint import model_fingerprint, tensor_digest, tokenizer_fingerprint
+from .fingerprint import model_fingerprint, tokenizer_fingerprint
+from .integrity import read_with_checksum, write_with_checksum
 from .output import check_folder
 from .progress import Progress, silent, within
-from .storage import read_tensors, write_tensors
 from .suffixes import Injection
 from .tokens import Prompt
 from .values import Values, optimise_values
 
 # Of the files; to be raised as well when `optimise_values` comes to other values for the same settings.
-_FORMAT = "emmet values 1"
+_FORMAT = "emmet values 2"
 
 # Of the settings, those that values do not depend on, or only through the prompts and the place of v*. All others
 # count, new ones too.
@@ -121,23 +121,14 @@ def _single_rows(values: Values) -> list[Values]:
 
 def _write_part(place: Path, keys: Sequence[str], values: Values) -> None:
     tensors = {name: getattr(values, name).cpu() for name in _TENSORS}
-    metadata = {"format": _FORMAT, "edits": json.dumps(keys), "digest": _digest(keys, values)}
-    write_tensors(place / f"{_hash(*keys)}.safetensors", tensors, metadata)
+    metadata = {"format": _FORMAT, "edits": json.dumps(keys)}
+    write_with_checksum(place / f"{_hash(*keys)}.safetensors", tensors, metadata)
 
 
 def _read_part(path: Path) -> tuple[list[str], Values]:
     """Keys and values of a file that `_write_part` wrote, bit for bit. Raises FormatError for any other."""
-    tensors, metadata = read_tensors(path)
-    try:
-        keys, values = json.loads(metadata["edits"]), Values(*(tensors[name] for name in _TENSORS))
-        intact = _digest(keys, values) == metadata["digest"]
-    except (KeyError, ValueError):
-        intact = False
-    if not intact:
-        message = f"{path} is not what emmet wrote there: it is damaged"
+    tensors, metadata = read_with_checksum(path)
+    if metadata.get("format") != _FORMAT:
+        message = f'{path}: expected the format "{_FORMAT}", got "{metadata.get("format", "none")}"; remove it'
         raise FormatError(message)
-    return keys, values
-
-
-def _digest(keys: Sequence[str], values: Values) -> str:
-    return _hash(keys, [tensor_digest(getattr(values, name)).hex() for name in _TENSORS])
+    return json.loads(metadata["edits"]), Values(*(tensors[name] for name in _TENSORS))
