@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -497,9 +498,20 @@ def test_edit_for_a_format_that_cannot_hold_it(refused: Refused) -> None:
     )
     model, out = refused.folder / "model", refused.scratch / "out"
     message = refused("edit", model, edits, "--out", out, "--format", "peft")
-    assert "expected an update of rank 512 or less" in message
+    assert re.search(r"expected an update of rank 512 or less, .* got 513; compress it", message)
     message = refused("edit", model, edits, "--out", out, "--format", "gguf")
     assert f"{model} is not the GGUF file of a model: " in message
+
+
+def test_edit_for_an_adapter_that_cannot_hold_it_with_those_of_the_ledger(refused: Refused) -> None:
+    options = ("--layers", "1", "--stats", refused.folder / "stats", "--out", refused.scratch / "delta")
+    edit = ("edit", refused.folder / "model", "--ledger", refused.scratch / "ledger", *options)
+    assert cli.main(list(map(str, (*edit, refused.folder / "edits.jsonl")))) == 0
+
+    towns = [{"prompt": "{} is", "subject": f"Town {number}", "target": "big"} for number in range(511)]
+    edits = write_lines(refused.scratch / "edits.jsonl", [*towns, {**EDITS[0], "target": "German"}])  # replaces one
+    message = refused(*edit, edits, "--format", "peft")
+    assert re.search(r"expected an update of rank 512 or less, .* got 513; compress it", message)
 
 
 def test_delta_of_another_model(refused: Refused) -> None:

@@ -27,6 +27,7 @@ from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
     from ..editor import EditHandle, Editor
+    from ..ledger import Ledger
 
 
 def add_edit(commands: Any) -> None:
@@ -91,8 +92,8 @@ def _edit(options: argparse.Namespace) -> None:
     values = options.values or cache_folder() / "values"
     check_folder(values)
     check_apart(options.out, options.model, options.records, options.stats, values)
-    known = options.ledger is not None and _check_ledger(options)
-    _check_exportable(options, edits)
+    known = None if options.ledger is None else _known_ledger(options)
+    _check_exportable(options, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
     statistics = None
     if options.stats is None:
         open_corpus(options.corpus).digest()
@@ -129,8 +130,8 @@ def _edit(options: argparse.Namespace) -> None:
     print_rows(*_edit_rows(handle, editor.config), *account, ("time", str(watch)), ("written", str(options.out)))
 
 
-def _check_ledger(options: argparse.Namespace) -> bool:
-    """Whether the ledger exists. Raises EmmetError if it is none, or could not be written."""
+def _known_ledger(options: argparse.Namespace) -> Ledger | None:
+    """The ledger, None if it is new. Raises EmmetError if the folder is none, or could not be written."""
     from ..ledger import Ledger
     from ..output import MANIFEST, check_output
 
@@ -143,17 +144,20 @@ def _check_ledger(options: argparse.Namespace) -> bool:
     check_output(ledger)
     check_apart(ledger, options.model, options.records, options.stats)
     if not (ledger / MANIFEST).exists():
-        return False
-    Ledger.load(options.ledger)  # once for the check, before the model is loaded
-    return True
+        return None
+    known, _ = Ledger.load(options.ledger)
+    return known
 
 
 def _check_exportable(options: argparse.Namespace, edits: Sequence[Edit]) -> None:
-    """Raise EmmetError, before time is spent on edits, if they cannot be written in the format that is asked for."""
+    """Raise EmmetError, before time is spent on edits, if they cannot be written in the format that is asked for.
+
+    `edits` are new ones and those of the ledger, of which the new replace some.
+    """
     from ..export import gguf, peft
 
     if options.format == "peft":
-        peft.padded_rank(len(edits))
+        peft.padded_rank(len({(edit.prompt, edit.subject) for edit in edits}))
     elif options.format == "gguf":
         gguf.Base.read(options.model)
 
