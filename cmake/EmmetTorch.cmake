@@ -45,7 +45,9 @@ endforeach()
 
 # --no-as-needed: libtorch has no symbols of its own to need, but it is what loads torch_cuda where there is one.
 add_library(emmet::torch INTERFACE IMPORTED)
-target_include_directories(emmet::torch INTERFACE "${_emmet_torch_root}/include")
+target_include_directories(emmet::torch INTERFACE
+  "${_emmet_torch_root}/include"
+  "${_emmet_torch_root}/include/torch/csrc/api/include") # torch::nn
 target_link_libraries(emmet::torch INTERFACE
   "${_emmet_c10}" "${_emmet_torch_cpu}" "-Wl,--push-state,--no-as-needed,${_emmet_torch},--pop-state")
 target_link_options(emmet::torch INTERFACE "LINKER:-rpath-link,${EMMET_TORCH_LIBRARY_DIR}")

@@ -7,14 +7,15 @@
 // Without arguments, random numbers of the size of one MLP of SmolLM2-135M stand for all three.
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/randn.h>
+#include <c10/core/GradMode.h>
 #include <emmet/covariance.h>
 #include <emmet/error.h>
 #include <emmet/preservation.h>
 #include <emmet/safetensors.h>
 #include <emmet/solve.h>
 #include <emmet/versioned_weights.h>
+#include <torch/nn/modules/linear.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -105,13 +106,18 @@ auto timed(const char* name, Action action) {
   return action();
 }
 
-/// A thread that runs a layer on the keys of an edit, over and over, and sees which version each of its passes used.
+/// A thread that runs a torch::nn layer on the keys of an edit, over and over, and sees which version each pass used.
 class Inference {
  public:
   Inference(const emmet::VersionedWeights& served, const std::string& weight, const at::Tensor& keys,
             const at::Tensor& residuals)
-      : served_(served), weight_(weight), before_(layer(keys)), after_(before_ + residuals), thread_([this, keys] {
-          while (!stop_) count(layer(keys));
+      : served_(served),
+        weight_(weight),
+        layer_(torch::nn::LinearOptions(keys.size(1), residuals.size(1)).bias(false)),
+        before_(forward(keys)),
+        after_(before_ + residuals),
+        thread_([this, keys] {
+          while (!stop_) count(forward(keys));
         }) {}
   ~Inference() { stop(); }
 
@@ -129,11 +135,13 @@ class Inference {
   int64_t torn() const { return torn_; }
 
  private:
-  /// Stands for the forward pass of a model, which takes one snapshot for all of a request.
-  at::Tensor layer(const at::Tensor& input) const {
+  /// Stands for the forward pass of a model, whose modules get the weights of one snapshot for all of a request.
+  at::Tensor forward(const at::Tensor& input) {
+    const at::NoGradGuard no_grad;
     const auto weights = served_.snapshot();
     const auto& weight = weights->at(weight_);
-    return at::linear(input.to(weight.dtype()), weight);
+    layer_->weight.set_data(weight);  // shared, not copied
+    return layer_->forward(input.to(weight.dtype()));
   }
 
   void count(const at::Tensor& output) {
@@ -148,6 +156,7 @@ class Inference {
 
   const emmet::VersionedWeights& served_;
   const std::string weight_;
+  torch::nn::Linear layer_;  // no other thread's: its parameters are set
   const at::Tensor before_, after_;
   std::atomic<int64_t> unedited_{0}, edited_{0}, torn_{0};
   std::atomic<bool> stop_{false};
@@ -179,7 +188,7 @@ int hot_edit(const Files& files) {
 int main(int argc, char** argv) try {
   if (argc == 5) return hot_edit({argv[1], argv[2], argv[3], argv[4]});
   if (argc != 1) {
-    std::cerr << "usage: hot_edit [METRIC EDIT MODEL WEIGHT]\n";
+    std::cerr << "usage: hot_edit [METRIC LEDGER MODEL WEIGHT]\n";
     return 2;
   }
   const ScratchFolder folder;
