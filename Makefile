@@ -20,7 +20,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-models docs-models \
-  test-llama lint format types bench docs test-asan test-faults fuzz audit clean
+  test-llama lint format types bench docs test-asan test-faults fuzz fuzz-cpp audit clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,11 +46,12 @@ test-tsan: venv ## Run the C++ tests and examples with ThreadSanitizer
 	cmake --build --preset tsan
 	ctest --preset tsan
 
-test-asan: venv ## Run the C++ tests and examples with AddressSanitizer and UndefinedBehaviorSanitizer
+test-asan: $(DONE)/dev ## Run the C++ tests, and those of the extension, with AddressSanitizer and UndefinedBehaviorSanitizer
 	tests/cpp/get_gtest.sh build/gtest
 	cmake --preset asan -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DGTest_ROOT=$(abspath build/gtest) >/dev/null
 	cmake --build --preset asan
 	ctest --preset asan
+	PYTHON=$(BIN)/python tests/python/with_asan.sh build/asan
 
 test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
 	-$(MAKE) model
@@ -72,6 +73,13 @@ fuzz: $(DONE)/dev ## Fuzz each reader of files for FUZZ_SECONDS
 	$(BIN)/pip install --quiet atheris
 	for reader in $$($(BIN)/python tests/python/fuzz.py); do \
 	  $(BIN)/python tests/python/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+
+fuzz-cpp: venv ## Fuzz the C++ readers of safetensors for FUZZ_SECONDS (needs clang++)
+	cmake --preset fuzz -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	cmake --build --preset fuzz
+	mkdir -p build/fuzz-corpus/safetensors
+	build/fuzz/tests/fuzz/fuzz_safetensors build/fuzz-corpus/safetensors tests/fuzz/corpus \
+	  -artifact_prefix=build/fuzz-corpus/safetensors- -max_len=4096 -max_total_time=$(FUZZ_SECONDS)
 
 audit: $(DONE)/dev ## Look for known vulnerabilities of the installed packages
 	$(BIN)/pip install --quiet pip-audit
