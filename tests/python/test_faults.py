@@ -7,6 +7,7 @@ that a random moment falls into its work and not into its imports. No trial runs
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -28,6 +29,7 @@ import emmet
 from emmet import cli, editor
 from emmet.loading import load
 from emmet.storage import read_tensors
+from emmet.sweep import task as sweep_task
 from tiny import tiny_model, tiny_tokenizer
 from workspace import EDITS, TEXT, contents, save_model, write_lines
 
@@ -38,6 +40,7 @@ NOBODY = 65534
 
 Task = Callable[[Path], object]
 Record = Callable[[str], None]
+Parts = dict[str, dict[str, bytes | None]]
 
 
 class Ended(NamedTuple):
@@ -100,12 +103,13 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
 
 @pytest.fixture(scope="module")
 def pristine() -> Iterator[Path]:
-    """A folder with a model, edits, statistics, a delta, and a ledger of one edit: what a trial starts from."""
+    """A folder with a model, edits, statistics, a delta, a ledger of one edit and a sweep: what trials start from."""
     with TemporaryDirectory(prefix="emmet-faults-") as name:
         folder = Path(name) / "start"
         save_model(folder / "model")
         write_lines(folder / "first.jsonl", EDITS[:1])
         write_lines(folder / "edits.jsonl", EDITS[1:])
+        write_lines(folder / "records.jsonl", [*EDITS, {**EDITS[1], "subject": "Germany"}])
         (folder / "text.txt").write_text(TEXT)
         done(lambda: command(folder, "stats model --corpus text.txt --layers 1 --tokens 2000 --out stats"))
         first = "edit model first.jsonl --layers 1 --stats stats --out delta --ledger ledger --values values"
@@ -113,6 +117,7 @@ def pristine() -> Iterator[Path]:
         other = "edit model edits.jsonl --layers 1 --stats stats --out other --values other-values"
         done(lambda: command(folder, other))
         done(lambda: command(folder, "export other --model model --format model --out merged"))
+        done(lambda: command(folder, f"{SWEEP} --batch-sizes 1 --values other-values"))
         yield folder
 
 
@@ -163,15 +168,24 @@ def save(folder: Path) -> int:
     return command(folder, "export delta --model model --format model --out merged")
 
 
-TASKS: list[Task] = [collect, edit, save]
+SWEEP = "sweep model records.jsonl --layers 1 --stats stats --methods emmet:0,memit:0.5 --out sweep"
 
 
-def parts(folder: Path) -> dict[str, dict[str, bytes | None]]:
+def sweep(folder: Path) -> int:
+    """More combinations for a sweep, whose outcomes are written after each batch."""
+    sweep_task.RECORDS_A_WRITE = 1
+    return command(folder, f"{SWEEP} --batch-sizes 1,2,3 --values values")
+
+
+TASKS: list[Task] = [collect, edit, save, sweep]
+
+
+def parts(folder: Path) -> Parts:
     """What a folder shows under final names, by the units that are replaced as a whole: folders, or single files.
 
     A checkpoint need only be readable: the last may stay when all is written.
     """
-    found: dict[str, dict[str, bytes | None]] = {}
+    found: Parts = {}
     for name, content in contents(folder).items():
         path = Path(name)
         if path.name == "partial.safetensors":
@@ -182,16 +196,15 @@ def parts(folder: Path) -> dict[str, dict[str, bytes | None]]:
     return found
 
 
-def outcome_of(task: Task, pristine: Path, folder: Path, expected: dict[str, dict[str, bytes | None]]) -> str:
+def outcome_of(task: Task, pristine: Path, folder: Path, expected: Parts) -> str:
     """Check what a killed run left, run again, and check that nothing tells that from an undisturbed run."""
     before, after = parts(pristine), parts(folder)
     for unit in before.keys() | after.keys():
         if unit.endswith("partial.safetensors"):
             read_tensors(folder / unit)
         else:
-            assert after.get(unit) in (before.get(unit), expected.get(unit)), (
-                f"{unit} is neither the old nor the new one"
-            )
+            whole = after.get(unit) in (before.get(unit), expected.get(unit))
+            assert whole or _is_begun(unit, after, expected), f"{unit} is neither the old nor the new one"
     if after == expected:
         return "was done"
     done(lambda: task(folder))
@@ -199,7 +212,16 @@ def outcome_of(task: Task, pristine: Path, folder: Path, expected: dict[str, dic
     return "nothing yet, rerun" if after == before else "a part, rerun"
 
 
-def undisturbed(task: Task, pristine: Path, folder: Path) -> tuple[dict[str, dict[str, bytes | None]], float]:
+def _is_begun(unit: str, after: Parts, expected: Parts) -> bool:
+    """Whether a file has the first outcomes of a run of a sweep."""
+    if not unit.startswith("sweep/runs/"):
+        return False
+    found, whole = (json.loads(parts[unit][unit] or b"") for parts in (after, expected))
+    outcomes = found.pop("batches")
+    return found | {"batches": whole["batches"]} == whole and outcomes == whole["batches"][: len(outcomes)]
+
+
+def undisturbed(task: Task, pristine: Path, folder: Path) -> tuple[Parts, float]:
     """What a task leaves when nothing happens, and how many seconds it takes."""
     fresh(pristine, folder)
     start = time.perf_counter()
@@ -273,7 +295,10 @@ def _limit(which: int, value: int) -> None:
 
 @pytest.mark.parametrize(
     ("task", "closed"),
-    [(edit, "delta"), (edit, "ledger"), (edit, "values"), (edit, "."), (save, "merged"), (save, ".")],
+    [
+        *((edit, "delta"), (edit, "ledger"), (edit, "values"), (edit, ".")),
+        *((save, "merged"), (save, "."), (sweep, "sweep"), (sweep, "values")),
+    ],
 )
 def test_no_permission(task: Task, closed: str, pristine: Path, trials: Path, record: Record) -> None:
     if os.getuid() != 0:
