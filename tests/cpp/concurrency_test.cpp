@@ -127,7 +127,7 @@ TEST(Concurrency, EditsAreSolvedAndPublishedWhileOthersRead) {
   in_threads([&](int number) {
     if (number > 0) {  // a reader: the key is mapped to what it was, or to what some edit makes of it
       while (!stop) {
-        const double edits = (served.snapshot()->at("weight").mv(key) - first).mean().item<double>();
+        const double edits = served.snapshot()->at("weight").mv(key).sub(first).mean().item<double>();
         EXPECT_NEAR(edits, std::round(edits), 1e-6);
         ++reads;
       }
@@ -140,7 +140,7 @@ TEST(Concurrency, EditsAreSolvedAndPublishedWhileOthersRead) {
     }
     stop = true;
   });
-  const double edits = (served.snapshot()->at("weight").mv(key) - first).mean().item<double>();
+  const double edits = served.snapshot()->at("weight").mv(key).sub(first).mean().item<double>();
   EXPECT_NEAR(edits, kRounds - kRounds / 4, 1e-6);
 }
 
