@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_minimal_meets_its_constraint(examples: Path) -> None:
     error = re.fullmatch(r"the key now gives its value to (\S+) \(relative\)", run(examples / "minimal"))
     assert error is not None
-    assert float(error[1]) < 1e-6
+    assert float(error[1]) < 1e-5  # in float32
 
 
 @pytest.mark.parametrize("given", ["nothing", "files"])
