@@ -46,9 +46,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 def peak_bytes(way: Callable[[], object]) -> int:
     """By how much the resident memory of the process rises during one call (Linux)."""
     _CLEAR_REFS.write_text("5")  # sets the peak to the present size
-    before = _memory("VmRSS")
+    before = resident_bytes()
     way()
     return _memory("VmHWM") - before
+
+
+def resident_bytes() -> int:
+    """The resident memory of the process (Linux)."""
+    return _memory("VmRSS")
 
 
 def _memory(field: str) -> int:

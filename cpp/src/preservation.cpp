@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/eye.h>
-#include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_solve_triangular.h>
@@ -11,6 +10,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <utility>
@@ -19,6 +19,7 @@
 #include "cpu/cholesky_update.h"
 #include "emmet/error.h"
 #include "emmet/safetensors.h"
+#include "system.h"
 #include "typed_file.h"
 
 namespace emmet {
@@ -31,6 +32,8 @@ constexpr int64_t kDimensionsPerRotation = 16;
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
 constexpr double kAsymmetry = 1e-6;
+// Rows of a second moment that are compared with its columns at a time.
+constexpr int64_t kBlockRows = 512;
 // Relative to the largest eigenvalue: what sums in float32 may leave of a zero.
 constexpr double kNegativeEigenvalue = 1e-6;
 constexpr const char* kFormat = "emmet.preservation.1";
@@ -43,10 +46,15 @@ at::Tensor checked_moment(const at::Tensor& moment) {
   }
   require_finite_rows(moment, "second_moment");
   const auto exact = moment.to(at::kDouble);
-  const double asymmetry = largest_magnitude(exact - exact.mT()) / largest_magnitude(exact);
-  if (asymmetry > kAsymmetry) {
-    throw ShapeError(c10::str("expected a symmetric second_moment, got one with a relative asymmetry of ", asymmetry,
-                              "; pass what Covariance.second_moment() gives"));
+  double asymmetry = 0.0;
+  for (int64_t row = 0; row < exact.size(0); row += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, exact.size(0) - row);
+    const auto difference = exact.narrow(0, row, count) - exact.narrow(1, row, count).mT();
+    asymmetry = std::max(asymmetry, largest_magnitude(difference));
+  }
+  if (asymmetry > kAsymmetry * largest_magnitude(exact)) {
+    throw ShapeError(c10::str("expected a symmetric second_moment, got one with a relative asymmetry of ",
+                              asymmetry / largest_magnitude(exact), "; pass what Covariance.second_moment() gives"));
   }
   return exact;
 }
@@ -59,15 +67,11 @@ void require_not_negative(double value, const char* name) {
 
 // The lower Cholesky factor of moment + jitter · mean(diagonal) · I, or an undefined tensor if there is none.
 at::Tensor try_factorise(const at::Tensor& moment, double jitter) {
-  auto shifted = moment;
-  if (jitter > 0) {
-    shifted = moment.clone();
-    auto diagonal = shifted.diagonal();
-    diagonal.add_(jitter * diagonal.mean());
-  }
-  auto [factor, info] = at::linalg_cholesky_ex(shifted);
-  if (info.item<int>() != 0) return {};
-  const auto pivots = factor.diagonal().square() / shifted.diagonal();
+  auto factor = moment.clone(at::MemoryFormat::Contiguous).mT();
+  factor.diagonal().add_(jitter * moment.diagonal().mean());
+  const auto diagonal = factor.diagonal().clone();
+  if (!factorise_(factor)) return {};
+  const auto pivots = factor.diagonal().square() / diagonal;
   return pivots.min().item<double>() >= kSmallestPivot ? factor : at::Tensor();
 }
 
@@ -129,8 +133,13 @@ at::Tensor Preservation::whiten(const at::Tensor& keys) const {
 
 at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
   const at::NoGradGuard no_grad;
-  const auto rows = as_rows(whitened, rank(), "whitened").to(factor_.options());
-  const auto solved = at::linalg_solve_triangular(factor_.mT(), rows.mT(), /*upper=*/true).mT().to(at::kDouble);
+  return unwhiten_(as_rows(whitened, rank(), "whitened").to(factor_.device()).clone(at::MemoryFormat::Contiguous));
+}
+
+at::Tensor Preservation::unwhiten_(const at::Tensor& whitened) const {
+  auto columns = whitened.to(factor_.dtype()).mT();
+  at::linalg_solve_triangular_out(columns, factor_.mT(), columns, /*upper=*/true);
+  const auto solved = columns.mT().to(at::kDouble);
   return basis_.defined() ? at::matmul(solved, basis_.mT()) : solved;
 }
 

@@ -1,6 +1,7 @@
 #include "emmet/solve.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
@@ -24,6 +25,7 @@ constexpr double kConstraintTolerance = 1e-6;
 // Refinement ends here, or when it no longer gains.
 constexpr double kRefinedResidual = 1e-12;
 constexpr int kRefinements = 3;
+constexpr int64_t kBlockRows = 512;
 
 using Clock = std::chrono::steady_clock;
 
@@ -35,10 +37,9 @@ void require_representable(double value, const char* what) {
   }
 }
 
-at::Tensor with_ridge(const at::Tensor& gram, double ridge) {
-  auto matrix = gram.clone();
-  matrix.diagonal().add_(ridge);
-  return matrix;
+at::Tensor with_ridge_(at::Tensor gram, double ridge) {
+  gram.diagonal().add_(ridge);
+  return gram;
 }
 
 struct Factorised {
@@ -49,11 +50,12 @@ struct Factorised {
 Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, double ridge) {
   const bool underdetermined = whitened.size(0) > whitened.size(1);
   if (ridge == 0.0 && underdetermined) throw_dependent_keys(whitened);
-  System system(with_ridge(gram, ridge));
+  const auto longest = gram.diagonal().max().item<double>();
+  System system(with_ridge_(gram, ridge));
   if (system.condition() > kLargestCondition) {
     if (ridge == 0.0) throw_dependent_keys(whitened);
     throw Error(c10::str("expected a ridge that makes the system definite, got ", ridge,
-                         " beside a squared key length of ", gram.diagonal().max().item<double>(),
+                         " beside a squared key length of ", longest,
                          "; use a larger ridge, or have it chosen (automatic)"));
   }
   return {std::move(system), ridge};
@@ -63,55 +65,74 @@ Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, 
 Factorised with_bounded_condition(const at::Tensor& gram, const at::Tensor& whitened, double bound) {
   double smallest = 0.0;  // with more keys than dimensions K C⁻¹ Kᵀ is singular
   if (whitened.size(0) <= whitened.size(1)) {
-    System system(gram);
+    System system(gram.clone());
     if (system.condition() <= bound) return {std::move(system), 0.0};
     smallest = system.smallest_eigenvalue();
   }
   const double largest = largest_eigenvalue(gram);
   if (largest == 0.0) throw_dependent_keys(whitened);
   const double ridge = std::max(0.0, (largest - bound * smallest) / (bound - 1.0));
-  return {System(with_ridge(gram, ridge)), ridge};
+  return {System(with_ridge_(gram, ridge)), ridge};
 }
 
-// `gram` is A Aᵀ or AᵀA of whitened keys A: both have the same eigenvalues but for zeros.
+// `gram` is A Aᵀ or AᵀA of whitened keys A: both have the same eigenvalues but for zeros. It is lost.
 Factorised factorise(const at::Tensor& gram, const at::Tensor& whitened, const Ridge& ridge) {
   require_representable(largest_magnitude(gram), "squared lengths of the keys in the metric");
   return ridge.is_automatic() ? with_bounded_condition(gram, whitened, ridge.value())
                               : with_fixed_ridge(gram, whitened, ridge.value());
 }
 
-// With KᵀC⁻¹K + μI = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹: an n × n system, for n <= d_in. T is shared between the factors so
-// that neither is much larger than Δ; otherwise their product would lose digits.
-Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
-                      const Ridge& ridge, Diagnostics diagnostics) {
-  auto start = Clock::now();
-  const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
-  const auto Q = system.half_solve(A);  // [n, rank], orthonormal rows when μ = 0
-  auto left = system.half_solve(R);     // [n, d_out]
-  diagnostics.seconds_system = seconds_since(start);
+// ⟨A Aᵀ, B Bᵀ⟩ = ‖AᵀB‖² for rows A [n, …] and B [n, …], by blocks of the n × n products.
+double inner_product_of_grams(const at::Tensor& A, const at::Tensor& B) {
+  double sum = 0.0;
+  for (int64_t row = 0; row < A.size(0); row += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, A.size(0) - row);
+    const auto of_A = at::matmul(A.narrow(0, row, count), A.mT()), of_B = at::matmul(B.narrow(0, row, count), B.mT());
+    sum += (of_A * of_B).sum().item<double>();
+  }
+  return sum;
+}
 
-  start = Clock::now();
-  const auto right = preservation.unwhiten(Q);  // [n, d_in]
-  diagnostics.seconds_whiten += seconds_since(start);
-
-  start = Clock::now();
+// ‖ΔK − R‖ / ‖R‖ of Δ = leftᵀ right, after `left` was refined where the constraint is to be met.
+double refine(at::Tensor& left, const at::Tensor& right, const System& system, const at::Tensor& K, const at::Tensor& R,
+              double mu) {
   const auto effect = at::matmul(K, right.mT());  // (ΔK)ᵀ = effect · left, with the factors as they came out
-  auto error = R - at::matmul(effect, left);
+  auto error = at::addmm(R, effect, left, 1, -1);
   for (int i = 0; mu == 0.0 && i < kRefinements && relative_norm(error, R) > kRefinedResidual; ++i) {
-    const auto refined = left + system.half_solve(error);
-    const auto remaining = R - at::matmul(effect, refined);
+    const auto refined = left + system.half_solve_(error.clone());
+    const auto remaining = at::addmm(R, effect, refined, 1, -1);
     if (!(remaining.norm().item<double>() < error.norm().item<double>())) break;
     left = refined;
     error = remaining;
   }
+  return relative_norm(error, R);
+}
+
+// With KᵀC⁻¹K + μI = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹: an n × n system, for n <= d_in. T is shared between the factors so
+// that neither is much larger than Δ; otherwise their product would lose digits. A, then Q, then `right` share one
+// memory.
+Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
+                      const Ridge& ridge, Diagnostics diagnostics) {
+  auto start = Clock::now();
+  const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
+  const auto Q = system.half_solve_(A);                                   // [n, rank], orthonormal rows when μ = 0
+  auto left = system.half_solve_(R.clone(at::MemoryFormat::Contiguous));  // [n, d_out]
+  diagnostics.preservation_cost = inner_product_of_grams(Q, left);        // ‖QᵀT⁻¹R‖²: Δ itself is not formed
+  diagnostics.seconds_system = seconds_since(start);
+
+  start = Clock::now();
+  const auto right = preservation.unwhiten_(Q);  // [n, d_in]
+  diagnostics.seconds_whiten += seconds_since(start);
+
+  start = Clock::now();
   diagnostics.condition = system.condition();
   diagnostics.ridge = mu;
-  diagnostics.constraint_residual = relative_norm(error, R);
-  // ‖QᵀT⁻¹R‖² by two n × n products: Δ itself is not formed.
-  diagnostics.preservation_cost = (at::matmul(Q, Q.mT()) * at::matmul(left, left.mT())).sum().item<double>();
+  diagnostics.constraint_residual = refine(left, right, system, K, R, mu);
   diagnostics.seconds_system += seconds_since(start);
   require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
-  if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) throw_dependent_keys(A);
+  if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) {
+    throw_dependent_keys(preservation.whiten(K));
+  }
   return Update::from_factors(left.mT(), right, diagnostics);
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_matrix_norm.h>
 #include <ATen/ops/linalg_qr.h>
@@ -43,21 +44,27 @@ double dominant_eigenvalue(int64_t n, const at::TensorOptions& options, const Op
 
 }  // namespace
 
+bool factorise_(at::Tensor matrix) {
+  auto info = at::empty({0}, matrix.options().dtype(at::kInt));
+  at::linalg_cholesky_ex_out(matrix, info, matrix);
+  return info.item<int>() == 0;
+}
+
 double largest_eigenvalue(const at::Tensor& matrix) {
   return dominant_eigenvalue(matrix.size(0), matrix.options(),
                              [&](const at::Tensor& columns) { return at::matmul(matrix, columns); });
 }
 
-System::System(const at::Tensor& matrix) : condition_(std::numeric_limits<double>::infinity()) {
+System::System(at::Tensor matrix) : condition_(std::numeric_limits<double>::infinity()) {
   const auto diagonal = matrix.diagonal().unsqueeze(1);
   scale_ = at::where(diagonal > 0, diagonal.rsqrt(), 0.0);
-  const auto scaled = scale_ * matrix * scale_.mT();
-  auto [factor, info] = at::linalg_cholesky_ex(scaled);
-  if (info.item<int>() != 0) return;
-  factor_ = factor;
-  condition_ = largest_eigenvalue(scaled) *
-               dominant_eigenvalue(matrix.size(0), matrix.options(),
-                                   [&](const at::Tensor& columns) { return solve_with_factor(factor_, columns); });
+  const auto scaled = matrix.mul_(scale_).mul_(scale_.mT()).mT();  // by columns, as it is factorised
+  const double largest = largest_eigenvalue(scaled);
+  if (!factorise_(scaled)) return;
+  factor_ = scaled;
+  condition_ = largest * dominant_eigenvalue(matrix.size(0), matrix.options(), [&](const at::Tensor& columns) {
+                 return solve_with_factor(factor_, columns);
+               });
 }
 
 double System::smallest_eigenvalue() const {
@@ -66,8 +73,9 @@ double System::smallest_eigenvalue() const {
                                    [&](const at::Tensor& columns) { return solve(columns); });
 }
 
-at::Tensor System::half_solve(const at::Tensor& right_hand_side) const {
-  return at::linalg_solve_triangular(factor_, scale_ * right_hand_side, /*upper=*/false);
+at::Tensor System::half_solve_(at::Tensor right_hand_side) const {
+  right_hand_side.mul_(scale_);
+  return at::linalg_solve_triangular_out(right_hand_side, factor_, right_hand_side, /*upper=*/false);
 }
 
 at::Tensor System::solve(const at::Tensor& right_hand_side) const {

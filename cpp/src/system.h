@@ -10,7 +10,8 @@ namespace emmet {
 /// do for the condition number (van der Sluis 1969).
 class System {
  public:
-  explicit System(const at::Tensor& matrix);
+  /// Factorises in the memory of `matrix`, which is lost.
+  explicit System(at::Tensor matrix);
 
   /// Whether there is a Cholesky factor at all.
   bool factorised() const noexcept { return factor_.defined(); }
@@ -19,8 +20,8 @@ class System {
   /// Smallest eigenvalue of S itself, estimated by inverse iteration; 0 without a factor.
   double smallest_eigenvalue() const;
 
-  /// T⁻¹Z, where S = T Tᵀ. Needs a factor.
-  at::Tensor half_solve(const at::Tensor& right_hand_side) const;
+  /// T⁻¹Z, where S = T Tᵀ, in the memory of Z, which is contiguous. Needs a factor.
+  at::Tensor half_solve_(at::Tensor right_hand_side) const;
   /// S⁻¹Z. Needs a factor.
   at::Tensor solve(const at::Tensor& right_hand_side) const;
 
@@ -29,6 +30,10 @@ class System {
   at::Tensor factor_;  // lower Cholesky factor of D S D
   double condition_;
 };
+
+/// Replaces a symmetric matrix, stored by columns, by its lower Cholesky factor, without a copy. False if it has none;
+/// the matrix is lost then.
+bool factorise_(at::Tensor matrix);
 
 /// Largest eigenvalue of a symmetric positive semi-definite matrix, estimated from below.
 double largest_eigenvalue(const at::Tensor& matrix);

@@ -70,6 +70,14 @@ class Architecture:
         return _mlp_output(self.layers[layer], f"{self.layers_name}.{layer}", self.d_model)
 
 
+def require_weights(model: nn.Module) -> None:
+    """Raise ModelError unless all weights are in memory, on whatever devices."""
+    if absent := [name for name, weight in model.named_parameters() if weight.is_meta]:
+        message = f"expected every weight in memory, got {len(absent)} that are not, such as {absent[0]}: they are "
+        message += "offloaded to CPU or disk by a device_map; load the model on devices that hold all of it, or on cpu"
+        raise ModelError(message)
+
+
 def discover(model: nn.Module) -> Architecture:
     """Return the architecture of a causal language model.
 

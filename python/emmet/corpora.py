@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,10 @@ _CHARACTER_BYTES = 4  # at most, in UTF-8
 _GOLDEN = (5**0.5 - 1) / 2
 
 
+def _any(_index: int) -> bool:
+    return True
+
+
 class Corpus(ABC):
     """A source of token sequences; `str(corpus)` is how the user names it.
 
@@ -41,6 +44,11 @@ class Corpus(ABC):
     """
 
     seed: int | None = None
+
+    @property
+    def block(self) -> int:
+        """How many sequences are made at once, so that one costs as much as all of them."""
+        return 1
 
     @abstractmethod
     def digest(self) -> str:
@@ -54,13 +62,13 @@ class Corpus(ABC):
         *,
         tokens: int,
         length: int,
-        skip: int = 0,
+        wanted: Callable[[int], bool] = _any,
         progress: Progress = silent,
     ) -> Iterator[Tensor]:
         """Sequences of token ids [length] on the CPU, the same each time, until they hold `tokens` in all.
 
-        The last one is shorter if need be, and there are fewer if the corpus is smaller. The first `skip` are left out.
-        Raises StatisticsError if the corpus cannot be read.
+        The last one is shorter if need be, and there are fewer if the corpus is smaller. Those are left out whose index
+        is not `wanted`. Raises StatisticsError if the corpus cannot be read.
         """
 
 
@@ -94,12 +102,11 @@ class _Text(Corpus):
         *,
         tokens: int,
         length: int,
-        skip: int = 0,
+        wanted: Callable[[int], bool] = _any,
         progress: Progress = silent,  # noqa: ARG002
     ) -> Iterator[Tensor]:
-        packed = self._packed(tokenizer, length)
-        cut = (ids[: tokens - start] for start, ids in zip(range(0, tokens, length), packed, strict=False))
-        return islice(cut, skip, None)
+        packed = zip(range(0, tokens, length), self._packed(tokenizer, length), strict=False)
+        return (ids[: tokens - start] for start, ids in packed if wanted(start // length))
 
     def _packed(self, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Tensor]:
         beginning = _beginning(tokenizer)
@@ -221,10 +228,14 @@ class HubDataset(_Text):
 class SampledText(Corpus):
     """Text that the model itself writes, at temperature 1 from the beginning-of-text token.
 
-    Sequences have at most 64 tokens. Each batch of them has its own seed, so that skipped batches cost nothing.
+    Sequences have at most 64 tokens. Each block of them has its own seed, so that one can be left out at no cost.
     """
 
     seed: int = 0
+
+    @property
+    def block(self) -> int:
+        return _SAMPLED_ROWS
 
     def __str__(self) -> str:
         return _SAMPLED
@@ -240,19 +251,19 @@ class SampledText(Corpus):
         *,
         tokens: int,
         length: int,
-        skip: int = 0,
+        wanted: Callable[[int], bool] = _any,
         progress: Progress = silent,
     ) -> Iterator[Tensor]:
         length = min(length, _SAMPLED_LENGTH)
         starts = range(0, tokens, length)
-        for first in range(0, len(starts), _SAMPLED_ROWS):
-            batch = starts[first : first + _SAMPLED_ROWS]
-            if first + len(batch) <= skip:
-                continue
-            done = within(progress, first * (length - 1), len(starts) * (length - 1))
-            rows = self._sampled(model, tokenizer, len(batch), length, first, done)
-            for start, ids in islice(zip(batch, rows, strict=True), max(skip - first, 0), None):
-                yield ids[: tokens - start]
+        for first in range(0, len(starts), self.block):
+            batch = starts[first : first + self.block]
+            left = [index for index in range(len(batch)) if wanted(first + index)]
+            if left:
+                done = within(progress, first * (length - 1), len(starts) * (length - 1))
+                rows = self._sampled(model, tokenizer, len(batch), length, first, done)
+                for index in left:
+                    yield rows[index, : tokens - batch[index]]
 
     def _sampled(
         self,

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ._core import Diagnostics, Preservation, Update
-from .architectures import Architecture, Projection, discover
+from .architectures import Architecture, Projection, discover, require_weights
 from .config import EditConfig
 from .edits import Edit
 from .errors import FormatError, ModelError
@@ -74,6 +74,7 @@ class Delta:
         ModelError, before anything is changed, if the weights are not those that it was made for.
         """
         arch = discover(model)
+        require_weights(model)
         projections = {layer: self._checked_projection(arch, layer) for layer in self.layers}
         backup = Backup(projection.weight for projection in projections.values())
         try:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ._core import Preservation, solve
-from .architectures import Architecture, discover
+from .architectures import Architecture, discover, require_weights
 from .config import EditConfig, ResolvedConfig
 from .delta import Delta, LayerDelta, LayerReport, summed
+from .distributed import ALONE, World
 from .edits import Edit
 from .errors import ConfigError, EmmetError, ModelError, NonFiniteError, StatisticsError
 from .fingerprint import rest_fingerprint, tensor_digest
@@ -106,6 +107,8 @@ class Editor:
         them on `corpus`, once, and keeps them in the cache folder.
     corpus: as in `collect_statistics`; "self" is text that the model samples.
     value_cache: a folder to keep values in, and to take them from (see `value_cache`); None computes them each time.
+    world: the processes that share the search for values and keys (see `distributed`). Each has the model, and makes
+        the same calls: all come to the same edits.
 
     Raises ModelError, ConfigError or StatisticsError if these do not fit together.
     """
@@ -120,12 +123,15 @@ class Editor:
         corpus: str | Path = "self",
         value_cache: str | PathLike[str] | None = None,
         progress: Progress = silent,
+        world: World = ALONE,
     ) -> None:
         self.arch: Architecture = discover(model)
+        require_weights(model)
         self.tokenizer = tokenizer
         self.config: ResolvedConfig = (config or EditConfig()).resolve(model.config)
         self._value_cache = None if value_cache is None else Path(value_cache)
         self._progress = progress
+        self._world = world
         self._injection = _injection(self.arch, self.config.layers)
         self._statistics = self._checked_statistics(statistics, corpus)
         self._memories = Memories(self.arch, self._statistics, self.config)
@@ -229,7 +235,7 @@ class Editor:
 
     def keys(self, edits: Sequence[Edit], layer: int) -> Tensor:
         """The keys of edits at a layer in the model as it is now: [n, d_in] float64."""
-        return subject_keys(self.arch, self._prompts(edits), layer)
+        return subject_keys(self.arch, self._prompts(edits), layer, self._world)
 
     def values(self, edits: Sequence[Edit]) -> Values:
         """The value vectors of edits at the last edited layer, in the model as it is now."""
@@ -240,7 +246,7 @@ class Editor:
         """The context prefixes: those of the settings, else texts that the model writes, the same for each edit."""
         if self._prefixes is None:
             config = self.config
-            self._prefixes = (
+            self._prefixes = self._world.agreed(
                 tuple(config.prefixes)
                 if config.prefixes is not None
                 else sample_prefixes(
@@ -297,7 +303,9 @@ class Editor:
     ) -> Statistics:
         layers = self.config.layers
         if statistics is None:
-            return collect_into_cache(self.arch.model, self.tokenizer, corpus, layers=layers, progress=self._progress)
+            return collect_into_cache(
+                self.arch.model, self.tokenizer, corpus, layers=layers, progress=self._progress, world=self._world
+            )
         if not isinstance(statistics, Statistics):
             statistics = Statistics.load(statistics, layers)
         statistics.check(self.arch, *layers)
@@ -307,7 +315,7 @@ class Editor:
         return checked_prompts(self.arch, self.tokenizer, edits, self.prefixes)
 
     def _values(self, edits: Sequence[Edit], prompts: Prompts, progress: Progress) -> Values:
-        arguments = (self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress)
+        arguments = (self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress, self._world)
         if self._value_cache is None:
             return optimise_values(*arguments)
         return cached_values(self._value_cache, *arguments)
@@ -318,9 +326,9 @@ class Editor:
         layers = self.config.layers
 
         def measure(layer: int) -> Given:
-            current = last_token_states(self.arch, bare, self._injection.site(self.arch))
-            missing = batch.values.to(current.device).double() - current.double()
-            return Given(subject_keys(self.arch, prompts, layer), missing / (len(layers) - layers.index(layer)))
+            missing = last_token_states(self.arch, bare, self._injection.site(self.arch), self._world)
+            missing.neg_().add_(batch.values.to(missing.device)).div_(len(layers) - layers.index(layer))
+            return Given(subject_keys(self.arch, prompts, layer, self._world), missing)
 
         return measure
 

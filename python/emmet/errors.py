@@ -24,6 +24,10 @@ class ModelError(EmmetError):
     """A model or tokenizer cannot be loaded or edited."""
 
 
+class LostProcessError(EmmetError):
+    """Another process of the same run has died."""
+
+
 class StatisticsError(EmmetError):
     """Statistics are missing, or belong to another model, layer or width."""
 
@@ -34,6 +38,7 @@ __all__ = [
     "EditError",
     "EmmetError",
     "FormatError",
+    "LostProcessError",
     "ModelError",
     "NonFiniteError",
     "NotPositiveDefiniteError",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from .architectures import Architecture
+from .distributed import ALONE, World
 from .hooks import frozen, on_input, on_output, stop_after
 from .tokens import pad_rows
 
@@ -64,15 +65,17 @@ def batches_of_one_length(lengths: Sequence[int], rows: int) -> Iterator[list[in
 
 @dataclass(frozen=True)
 class Site:
-    """Where a layer is read: `module` and whether at its input or its output."""
+    """Where a layer is read: `module`, whether at its input or its output, and how many numbers are there a token."""
 
     module: nn.Module
     at_input: bool
+    width: int
 
     @staticmethod
     def keys(arch: Architecture, layer: int) -> Site:
         """The input of a layer's MLP output projection: its keys [.., d_in]."""
-        return Site(arch.projection(layer).module, at_input=True)
+        projection = arch.projection(layer)
+        return Site(projection.module, at_input=True, width=projection.d_in)
 
 
 def by_row(states: Tensor, rows: int) -> Tensor:
@@ -80,18 +83,20 @@ def by_row(states: Tensor, rows: int) -> Tensor:
     return states.reshape(rows, -1, states.shape[-1])
 
 
-def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site) -> Tensor:
-    """What `site` sees at the last token of each row: [rows, width]. The pass ends there."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site, world: World = ALONE) -> Tensor:
+    """What `site` sees at the last token of each row: [rows, width] float64, on the model's device.
+
+    The pass ends there. The processes of `world` share the batches.
+    """
+    found = torch.zeros(len(rows), site.width, dtype=torch.float64, device=arch.model.device)
     watch = on_input if site.at_input else on_output
     with frozen(arch.model), torch.no_grad():
-        for batch in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
+        for batch in world.shard(list(batches_by_length([len(row) for row in rows], BATCH_TOKENS))):
             ids, mask = pad_rows([rows[i] for i in batch], device=arch.model.device)
             seen: list[Tensor] = []
             with watch(site.module, seen.append), stop_after(site.module):
                 arch.base(**model_inputs(arch.base, ids, mask))
-            last = mask.sum(1) - 1
-            states = by_row(seen[0], len(batch))[torch.arange(len(batch), device=last.device), last]
-            for index, state in zip(batch, states, strict=True):
-                found[index] = state
-    return torch.stack(found)
+            states = by_row(seen[0], len(batch))
+            last = (mask.sum(1) - 1).to(states.device)
+            found[batch] = states[torch.arange(len(batch), device=last.device), last].to(found)
+    return world.sum(found)

@@ -92,13 +92,16 @@ def start_above(skipped: Sequence[nn.Module], hidden: Tensor, *, as_tuple: bool)
     def forward(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor]:
         return (hidden,) if as_tuple else hidden
 
+    before = [vars(layer).get("forward") for layer in skipped]  # accelerate's, where layers are on several devices
     for layer in skipped:
         layer.forward = forward
     try:
         yield
     finally:
-        for layer in skipped:
+        for layer, own in zip(skipped, before, strict=True):
             del layer.forward  # uncovers the method of the class
+            if own is not None:
+                layer.forward = own
 
 
 @contextmanager
@@ -107,7 +110,7 @@ def at_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[Non
 
     What a model does with its logits afterwards (scaling, soft-capping) still happens.
     """
-    with on_input(head, lambda hidden: hidden[rows, columns].unsqueeze(0)):
+    with on_input(head, lambda hidden: hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0)):
         yield
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
+from .distributed import ALONE, World
 from .edits import Edit, check_consistent
 from .errors import EditError
 from .forward import Site, last_token_states
 from .tokens import Prompt, encode_prompts
+
+# Whose states are held at once: about a batch of `last_token_states`, with the usual prefixes.
+_EDITS_AT_ONCE = 64
 
 
 def in_contexts(tokenizer: PreTrainedTokenizerBase, edit: Edit, prefixes: Sequence[str]) -> list[Prompt]:
@@ -49,14 +54,19 @@ def checked_prompts(
     return prompts
 
 
-def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer: int) -> Tensor:
-    """Keys [n, d_in] at `layer`, one for each edit, whose prompts are what `in_contexts` gave.
+def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer: int, world: World = ALONE) -> Tensor:
+    """Keys [n, d_in] float64 at `layer`, one for each edit, whose prompts are what `in_contexts` gave.
 
     A key is half the bare prompt's and half the mean over the prefixed ones, as in MEMIT's published code (arXiv
     2210.07229, eq. 19, weighs all alike). The value's residual is measured for the same key, unlike in ROME's code.
+    The processes of `world` share the edits.
     """
-    rows = [prompt.ids[: prompt.subject + 1] for contexts in prompts for prompt in contexts]
-    states = last_token_states(arch, rows, Site.keys(arch, layer)).double()
-    keys = states.view(len(prompts), -1, states.shape[-1])
-    bare, prefixed = keys[:, 0], keys[:, 1:]
-    return (bare + prefixed.mean(1)).div(2) if prefixed.shape[1] else bare
+    site = Site.keys(arch, layer)
+    keys = torch.zeros(len(prompts), site.width, dtype=torch.float64, device=arch.model.device)
+    for first in world.shard(range(0, len(prompts), _EDITS_AT_ONCE)):
+        some = prompts[first : first + _EDITS_AT_ONCE]
+        rows = [prompt.ids[: prompt.subject + 1] for contexts in some for prompt in contexts]
+        states = last_token_states(arch, rows, site).view(len(some), -1, site.width)
+        bare, prefixed = states[:, 0], states[:, 1:]
+        keys[first : first + len(some)] = (bare + prefixed.mean(1)).div(2) if prefixed.shape[1] else bare
+    return world.sum(keys)

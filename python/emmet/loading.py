@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .architectures import discover
+from .architectures import discover, require_weights
 from .errors import EmmetError, ModelError
 from .progress import Progress, silent
 from .storage import cache_folder, file_hash, first_line, new_folder
@@ -37,23 +37,27 @@ def load(
     """Load a causal language model, in evaluation mode, and its tokenizer.
 
     `name_or_path` is a name on the Hugging Face hub, a folder, or a GGUF file, which is dequantised once and then kept
-    in the cache folder. `dtype` None is the checkpoint's own, float32 for GGUF. No code that comes with a model is run.
+    in the cache folder. `dtype` None is the checkpoint's own, float32 for GGUF. The device "auto" spreads the layers
+    over all GPUs, by the package accelerate. No code that comes with a model is run.
 
     Raises ModelError if the model cannot be read, lacks weights, or is of a kind that emmet cannot edit.
     """
-    _check_device(device)
+    spread = {"device_map": "auto"} if device == "auto" else {}
+    if not spread:
+        _check_device(device)
     source = _source(name_or_path, progress)
     with _readable(name_or_path), reporting(progress, "loading"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model, report = _causal_lm.from_pretrained(
-            source, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
+            source, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True, **spread
         )
     discover(model)
+    require_weights(model)
     if missing := sorted(report["missing_keys"]):
         message = f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}: get the whole checkpoint"
         raise ModelError(message)
     model.name_or_path = _lasting_name(name_or_path)
-    return model.to(device).eval(), tokenizer
+    return (model if spread else model.to(device)).eval(), tokenizer
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import __version__
 from ._core import Covariance
-from .architectures import Architecture, discover
+from .architectures import Architecture, discover, require_weights
 from .corpora import Corpus, open_corpus
+from .distributed import ALONE, World
 from .errors import ConfigError, FormatError, NonFiniteError, StatisticsError
 from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
@@ -212,6 +213,7 @@ def collect_statistics(
     out: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: Progress = silent,
+    world: World = ALONE,
 ) -> Statistics:
     """Collect C = E[k kᵀ] for the keys of `layers` (Meng et al. 2022, arXiv 2202.05262, section 3.1).
 
@@ -222,11 +224,14 @@ def collect_statistics(
     With `out`, each layer is written to a file there. Files that are there already and come from the same model and
     text are used, others are replaced; an interrupted run goes on from a checkpoint, made every `checkpoint_seconds`.
 
+    The processes of `world` read a share of the text each, and all return the sum. The first writes the files; each has
+    a checkpoint of its own, for the same number of processes.
+
     Raises ConfigError for layers or numbers out of range, ModelError for a model that cannot be edited, StatisticsError
     for a corpus that cannot be read or is empty, and NonFiniteError if the model gives NaN or infinity.
     """
     plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
-    return _collected(plan, None if out is None else Path(out), batch_tokens, checkpoint_seconds, progress)
+    return _collected(plan, None if out is None else Path(out), batch_tokens, checkpoint_seconds, progress, world)
 
 
 def collect_into_cache(
@@ -287,6 +292,7 @@ def _plan(
     seed: int = 0,
 ) -> _Plan:
     arch = discover(model)
+    require_weights(model)
     wanted = sorted(set(layers))
     widths = [arch.projection(layer).d_in for layer in wanted]
     if tokens is None:
@@ -315,43 +321,53 @@ def _collected(
     batch_tokens: int = _BATCH_TOKENS,
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: Progress = silent,
+    world: World = ALONE,
 ) -> Statistics:
     """The statistics of a plan, of which only those are collected that `folder` lacks."""
-    finished = {} if folder is None else _finished(plan, folder)
+    finished = {} if folder is None else _finished(plan, folder, world)
     rest = plan.without(finished)
     if rest.fingerprints:
-        finished |= _collect(rest, folder, batch_tokens, checkpoint_seconds, progress)
+        finished |= _collect(rest, folder, batch_tokens, checkpoint_seconds, progress, world)
     return Statistics(finished.values())
 
 
-def _finished(plan: _Plan, folder: Path) -> dict[int, LayerStatistics]:
-    """The layers of the plan that `folder` already has, from the same model and text."""
+def _finished(plan: _Plan, folder: Path, world: World) -> dict[int, LayerStatistics]:
+    """The layers of the plan that `folder` already has, from the same model and text, for every process."""
     finished = {}
     for layer, fingerprint in plan.fingerprints.items():
         if layer_path(folder, layer).exists():
             statistics = LayerStatistics.load(layer_path(folder, layer))
             if statistics.fingerprint == fingerprint and statistics.sources == (plan.source,):
                 finished[layer] = statistics
-    return finished
+    counts = world.sum(torch.tensor([layer in finished for layer in plan.fingerprints], dtype=torch.long))
+    known = {layer for layer, count in zip(plan.fingerprints, counts.tolist(), strict=True) if count == world.size}
+    return {layer: statistics for layer, statistics in finished.items() if layer in known}
 
 
 def _collect(
-    plan: _Plan, folder: Path | None, batch_tokens: int, checkpoint_seconds: float, progress: Progress
+    plan: _Plan, folder: Path | None, batch_tokens: int, checkpoint_seconds: float, progress: Progress, world: World
 ) -> dict[int, LayerStatistics]:
-    checkpoint = None if folder is None else folder / "partial.safetensors"
-    run = _Run(plan) if checkpoint is None else _Run.resumed(plan, checkpoint)
+    checkpoint = None if folder is None else folder / _checkpoint_name(world)
+    run = _Run(plan, world) if checkpoint is None else _Run.resumed(plan, world, checkpoint)
     written = time.monotonic()
     for batch in _batches(run.sequences(progress), batch_tokens):
         run.add(batch)
-        progress("statistics", run.count(), plan.source.tokens)
+        progress("statistics", min(run.count() * world.size, plan.source.tokens), plan.source.tokens)
         if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
             run.save(checkpoint)
             written = time.monotonic()
+    run.join()
     statistics = run.statistics()
     if folder is not None and checkpoint is not None:
-        Statistics(statistics.values()).save(folder)
+        if world.rank == 0:
+            Statistics(statistics.values()).save(folder)
+        world.meet()  # no checkpoint goes before the files are there
         checkpoint.unlink(missing_ok=True)
     return statistics
+
+
+def _checkpoint_name(world: World) -> str:
+    return "partial.safetensors" if world.size == 1 else f"partial.{world.rank}-of-{world.size}.safetensors"
 
 
 def _batches(sequences: Iterator[Tensor], batch_tokens: int) -> Iterator[Tensor]:
@@ -362,11 +378,12 @@ def _batches(sequences: Iterator[Tensor], batch_tokens: int) -> Iterator[Tensor]
 
 
 class _Run:
-    """The running sums of one collection."""
+    """The running sums of one collection, over this process's share of the text."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, world: World) -> None:
         self._plan = plan
-        self._done = 0  # sequences
+        self._world = world
+        self._done = 0  # sequences of the share
         self._moments: dict[int, Covariance] = {}
         for layer in plan.fingerprints:
             projection = plan.arch.projection(layer)
@@ -380,9 +397,15 @@ class _Run:
             plan.tokenizer,
             tokens=plan.source.tokens,
             length=plan.source.sequence_length,
-            skip=self._done,
+            wanted=self._is_left,
             progress=progress,
         )
+
+    def _is_left(self, index: int) -> bool:
+        """Whether the corpus's sequence of this index is in the share, and still to be added."""
+        block, place = divmod(index, self._plan.corpus.block)
+        turn, rank = divmod(block, self._world.size)
+        return rank == self._world.rank and turn * self._plan.corpus.block + place >= self._done
 
     def add(self, batch: Tensor) -> None:
         """Add the keys of sequences [rows, length]."""
@@ -394,6 +417,13 @@ class _Run:
             with stop_after(deepest):
                 arch.base(input_ids=batch.to(arch.model.device), use_cache=False)
         self._done += len(batch)
+
+    def join(self) -> None:
+        """Add up the sums of all processes."""
+        if self._world.size > 1:
+            for layer, moment in self._moments.items():
+                count = self._world.sum(torch.tensor(moment.count()))
+                self._moments[layer] = Covariance.from_sum(self._world.sum(moment.sum()), int(count))
 
     def count(self) -> int:
         """Tokens added."""
@@ -429,9 +459,9 @@ class _Run:
         write_with_checksum(path, tensors, metadata)
 
     @staticmethod
-    def resumed(plan: _Plan, path: Path) -> _Run:
+    def resumed(plan: _Plan, world: World, path: Path) -> _Run:
         """The run that the checkpoint `path` is of; one at the start if there is none, or it is of another plan."""
-        run = _Run(plan)
+        run = _Run(plan, world)
         if not path.exists():
             return run
         tensors, metadata = _read(path, _CHECKPOINT_FORMAT)

@@ -46,7 +46,7 @@ class Injection:
     def find(arch: Architecture, layer: int) -> Injection:
         """Try whether a shift of the projection's output shifts the layer's output by as much."""
         projection = arch.projection(layer)
-        shift = torch.linspace(-1, 1, arch.d_model, device=arch.model.device).to(projection.weight.dtype)
+        shift = torch.linspace(-1, 1, arch.d_model).to(projection.weight)
         token = torch.zeros(1, 1, dtype=torch.long, device=arch.model.device)
         inputs = model_inputs(arch.base, token, torch.ones_like(token))
         with frozen(arch.model), torch.no_grad(), raw_outputs(arch.layers[layer]) as outputs:
@@ -54,8 +54,9 @@ class Injection:
                 arch.base(**inputs)
             with on_output(projection.module, lambda value: value + shift), stop_after(arch.layers[layer]):
                 arch.base(**inputs)
-        difference = hidden_states(outputs[1]) - hidden_states(outputs[0]) - shift
-        at_projection = bool(difference.norm() > 0.05 * shift.norm())  # half precision rounds by up to 1 %
+        change = hidden_states(outputs[1]) - hidden_states(outputs[0])
+        difference = change - shift.to(change.device)
+        at_projection = float(difference.norm()) > 0.05 * float(shift.norm())  # half precision rounds by up to 1 %
         return Injection(layer, at_projection, as_tuple=not isinstance(outputs[0], Tensor))
 
     @property
@@ -66,7 +67,7 @@ class Injection:
     def site(self, arch: Architecture) -> Site:
         """The output that δ is added to."""
         module = arch.projection(self.layer).module if self.at_projection else arch.layers[self.layer]
-        return Site(module, at_input=False)
+        return Site(module, at_input=False, width=arch.d_model)
 
 
 class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -88,6 +89,7 @@ class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def select(self, rows: Tensor) -> _FixedLayer:
         if self.keys is None or self.values is None:
             return self
+        rows = rows.to(self.keys.device)
         return _FixedLayer(self.length, self.keys[rows], self.values[rows])
 
 
@@ -95,7 +97,8 @@ class Suffixes:
     """Next-token logits of rows as a function of δ; see the module's text.
 
     Padding is on the left of the prefixes and on the right of the suffixes, so that the subject's last token is the
-    first of every suffix. `start` [rows, d_model] is what δ is added to.
+    first of every suffix. `start` [rows, d_model] is what δ is added to. It is on the model's device, where δ and the
+    logits are, too; each layer's states are on the layer's own.
     """
 
     def __init__(self, arch: Architecture, injection: Injection, rows: Sequence[Row]) -> None:
@@ -121,7 +124,7 @@ class Suffixes:
             arch.base(**model_inputs(arch.base, ids, self._mask))
         states = hidden_states(below[0])
         self._below = states[:, length:].clone()
-        self.start = by_row(hidden_states(injected[0]), len(ids))[:, length].clone()
+        self.start = by_row(hidden_states(injected[0]), len(ids))[:, length].clone().to(ids.device)
         self._cache = [_FixedLayer(length) for _ in range(len(arch))]
         if length:
             prefix = DynamicCache()
@@ -144,7 +147,7 @@ class Suffixes:
 
         def shifted(states: Tensor) -> Tensor:
             rows = by_row(states, len(shift))
-            return torch.cat([rows[:, :1] + shift.to(states.dtype), rows[:, 1:]], dim=1).view_as(states)
+            return torch.cat([rows[:, :1] + shift.to(states), rows[:, 1:]], dim=1).view_as(states)
 
         with ExitStack() as stack:
             if self._injection.at_projection:
@@ -164,6 +167,6 @@ class Suffixes:
         self._read_rows = (kept.cumsum(0) - 1)[self._read_rows[read]]
         self._read_columns = self._read_columns[read]
         self._ids, self._mask, self._below, self.start = (
-            tensor[kept] for tensor in (self._ids, self._mask, self._below, self.start)
+            tensor[kept.to(tensor.device)] for tensor in (self._ids, self._mask, self._below, self.start)
         )
         self._cache = [layer.select(kept) for layer in self._cache]

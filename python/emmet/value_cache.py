@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
 from .config import ResolvedConfig
+from .distributed import ALONE, World
 from .edits import Edit
 from .errors import FormatError
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -27,7 +28,7 @@ from .output import check_folder
 from .progress import Progress, silent, within
 from .suffixes import Injection
 from .tokens import Prompt
-from .values import Values, optimise_values
+from .values import Values, by_length, optimise_values
 
 # Of the files; to be raised as well when `optimise_values` comes to other values for the same settings.
 _FORMAT = "emmet values 2"
@@ -50,13 +51,15 @@ def cached_values(
     config: ResolvedConfig,
     injection: Injection,
     progress: Progress = silent,
+    world: World = ALONE,
     *,
     part_size: int = 128,
 ) -> Values:
     """The values of `optimise_values`, of which only those are computed that `folder` lacks.
 
-    Values found are those computed, bit for bit. Each `part_size` edits that were computed are written at once; a run
-    that is killed loses the part that it was at. The same edits in other batches differ in their last bits.
+    Values found are those computed, bit for bit. Each `part_size` edits that were computed are written at once, or as
+    many for each process of `world`, of which only the first reads and writes. A run that is killed loses the part that
+    it was at. The same edits in other batches differ in their last bits.
 
     A file that is damaged costs a warning and its values are computed again. Processes may share a folder. Raises what
     `optimise_values` raises, and EmmetError if `folder` cannot be written to.
@@ -64,15 +67,18 @@ def cached_values(
     check_folder(folder)
     place = folder / _shared_key(arch, tokenizer, config, injection)
     keys = [_edit_key(edit, contexts) for edit, contexts in zip(edits, prompts, strict=True)]
-    rows = _stored_rows(place, set(keys))
-    missing = [i for i, key in enumerate(keys) if key not in rows]
+    rows = world.agreed(_stored_rows(place, set(keys)) if world.rank == 0 else {})
+    # In the order of batches, and in whole batches, so that parts of any size have the same ones.
+    missing = [i for i in by_length(prompts) if keys[i] not in rows]
+    part_size = -(-part_size // config.batch_size) * config.batch_size * world.size
     for first in range(0, len(missing), part_size):
         part = missing[first : first + part_size]
         of_part = within(progress, (len(edits) - len(missing) + first) * config.steps, len(edits) * config.steps)
         part_edits, part_prompts = [edits[i] for i in part], [prompts[i] for i in part]
-        values = optimise_values(arch, tokenizer, part_edits, part_prompts, config, injection, of_part)
+        values = optimise_values(arch, tokenizer, part_edits, part_prompts, config, injection, of_part, world)
         part_keys = [keys[i] for i in part]
-        _write_part(place, part_keys, values)
+        if world.rank == 0:
+            _write_part(place, part_keys, values)
         rows |= zip(part_keys, _single_rows(values), strict=True)
     values = Values.joined([rows[key] for key in keys])
     return Values(values.targets.to(arch.model.device), values.loss, values.steps)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
 from .config import ResolvedConfig
+from .distributed import ALONE, World
 from .edits import Edit
 from .errors import NonFiniteError
 from .hooks import frozen
@@ -161,25 +162,30 @@ def optimise_values(
     config: ResolvedConfig,
     injection: Injection,
     progress: Progress = silent,
+    world: World = ALONE,
 ) -> Values:
     """Find v* of each edit at the injection's layer; `prompts` holds what `in_contexts` gave for each edit.
 
     The model's parameters, modes and gradients are as before afterwards. Progress counts steps; an edit that is done
-    early has taken all of its own.
+    early has taken all of its own. The processes of `world` share the batches, which are those of a single process.
     """
     subjects = _subject_prompts(tokenizer, edits)
-    targets = torch.empty(len(edits), arch.d_model, device=arch.model.device)
-    loss, steps = torch.empty(len(edits)), torch.empty(len(edits), dtype=torch.long)
-    # Edits of like length share a batch, so that little of it is padding.
-    order = sorted(range(len(edits)), key=lambda i: (len(prompts[i][0].ids) - prompts[i][0].subject, i))
+    targets = torch.zeros(len(edits), arch.d_model, device=arch.model.device)
+    loss, steps = torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long)
+    order = by_length(prompts)
     progress("values", 0, len(edits) * config.steps)
     with frozen(arch.model):
-        for first in range(0, len(order), config.batch_size):
+        for first in world.shard(range(0, len(order), config.batch_size)):
             batch = order[first : first + config.batch_size]
             objective = _Objective(arch, injection, [prompts[i] for i in batch], [subjects[i] for i in batch], config)
             of_batch = within(progress, first * config.steps, len(edits) * config.steps)
             targets[batch], loss[batch], steps[batch] = _minimise(objective, config, of_batch)
-    return Values(targets, loss, steps)
+    return Values(world.sum(targets), world.sum(loss), world.sum(steps))
+
+
+def by_length(prompts: Sequence[Sequence[Prompt]]) -> list[int]:
+    """The order in which edits are put into batches: those of like length share one, so that little is padding."""
+    return sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0].ids) - prompts[i][0].subject, i))
 
 
 def _subject_prompts(tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit]) -> list[Prompt]:

@@ -91,21 +91,27 @@ def test_spread_visits_everything_once(count: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", "self"])
-def test_skipping_leaves_the_rest_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_leaving_out_the_first_leaves_the_rest_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr(corpora, "_SAMPLED_ROWS", 4)
     corpus = text_file(tmp_path, "Toko Yasuda plays the guitar. " * 40) if name == "file" else SampledText()
     every = sequences(corpus, tokens=150)
     assert len(every) == 10
     for skip in range(12):
-        rest = sequences(corpus, tokens=150, skip=skip)
+        rest = sequences(corpus, tokens=150, wanted=lambda index, skip=skip: index >= skip)
         assert len(rest) == max(10 - skip, 0)
         assert all(torch.equal(one, other) for one, other in zip(rest, every[skip:], strict=True))
+    odd = sequences(corpus, tokens=150, wanted=lambda index: index % 2 == 1)
+    assert all(torch.equal(one, other) for one, other in zip(odd, every[1::2], strict=True))
 
 
-def test_skipped_batches_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwanted_batches_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "_SAMPLED_ROWS", 4)
     reports: list[tuple[str, int, int]] = []
-    sequences(SampledText(), tokens=160, skip=8, progress=lambda *report: reports.append(report))
+    sequences(
+        SampledText(), tokens=160, wanted=lambda index: index >= 8, progress=lambda *report: reports.append(report)
+    )
     assert len(reports) == 15  # one batch of ten rows' three, in sequences of 16
     assert reports[-1] == ("sampling", 150, 150)
 

@@ -144,7 +144,7 @@ def test_several_layers_share_the_residual(corpus):
     editor = make_editor(corpus, config=config)
     handle = editor.edit(EDITS)
     prompts = [in_contexts(editor.tokenizer, edit, ())[0] for edit in EDITS]
-    site = Site(editor.arch.layers[2], at_input=False)
+    site = Site(editor.arch.layers[2], at_input=False, width=editor.arch.d_model)
     reached = last_token_states(editor.arch, [prompt.ids[: prompt.subject + 1] for prompt in prompts], site)
     # The last layer takes what is left, so that the target is reached whatever the lower ones did.
     torch.testing.assert_close(reached, handle.values.targets, rtol=1e-2, atol=1e-2)

@@ -35,7 +35,7 @@ def test_states_of_the_last_tokens_equal_those_of_single_rows(family):
     arch = discover(model)
     rows = [(5, 6, 7), (8,), (9, 10, 11, 12, 13, 14), (15, 16)]
     keys = last_token_states(arch, rows, Site.keys(arch, 2))
-    outputs = last_token_states(arch, rows, Site(arch.layers[2], at_input=False))
+    outputs = last_token_states(arch, rows, Site(arch.layers[2], at_input=False, width=arch.d_model))
     for row, key, output in zip(rows, keys, outputs, strict=True):
         with torch.no_grad():
             hidden = model(torch.tensor([row]), output_hidden_states=True).hidden_states

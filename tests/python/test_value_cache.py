@@ -26,11 +26,11 @@ from emmet.values import Values, optimise_values
 from tiny import tiny_model, tiny_tokenizer
 
 PREFIXES = ("It is said that. ",)
-EDITS = [
-    Edit("The mother tongue of {} is", "Danielle Darrieux", "English"),
-    Edit("{} plays the", "Miles Davis", "piano"),
-    Edit("The twin city of {} is", "Lyon", "Manila"),
+EDITS = [  # in the order in which they are put into batches
     Edit("The capital of {} is", "France", "Berlin"),
+    Edit("The mother tongue of {} is", "Danielle Darrieux", "English"),
+    Edit("The twin city of {} is", "Lyon", "Manila"),
+    Edit("{} plays the", "Miles Davis", "piano"),
     Edit("{} is located in", "Autonomous University of Madrid", "the United States"),
 ]
 
@@ -45,7 +45,7 @@ class Cache:
         self.computed: list[list[Edit]] = []
 
     def config(self, **settings: Any) -> ResolvedConfig:
-        defaults = {"layers": [1], "learning_rate": 0.1, "steps": 3, "clamp": 4, "weight_decay": 0.5}
+        defaults = {"layers": [1], "learning_rate": 0.1, "steps": 3, "clamp": 4, "weight_decay": 0.5, "batch_size": 2}
         return EditConfig(**(defaults | settings)).resolve(self.arch.model.config)
 
     def arguments(self, edits: Sequence[Edit], prefixes: Sequence[str], config: ResolvedConfig) -> tuple[Any, ...]:

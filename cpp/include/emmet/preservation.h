@@ -45,6 +45,8 @@ class Preservation {
 
   /// L⁻ᵀa (Q L⁻ᵀa) for each row of whitened [n, rank()]: [n, dim].
   at::Tensor unwhiten(const at::Tensor& whitened) const;
+  /// The same in the memory of `whitened` (contiguous, float64, on device()), which is lost.
+  at::Tensor unwhiten_(const at::Tensor& whitened) const;
 
   /// Δ L (Δ Q L) for Δ [m, dim]: [m, rank()], whose squared norm is cost(Δ).
   at::Tensor disturbance(const at::Tensor& delta) const;

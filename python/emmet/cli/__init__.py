@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import ConfigError, EmmetError
+from ..distributed import ALONE, World, joined
+from ..errors import ConfigError, EmmetError, LostProcessError
 from .edit import add_edit
 from .eval import add_eval
 from .export import add_export
@@ -20,26 +21,42 @@ from .stats import add_stats
 from .sweep import add_sweep
 from .terminal import print_error
 
-_OK, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+_OK, _LOST_PROCESS, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `emmet` with `arguments` (those of the process by default) and return its exit code.
 
-    0: done. 2: the input is at fault, or the disk is full; one line on standard error says how. 130: interrupted by
-    Ctrl-C. Unless it is 0, nothing is written but the cache and the checkpoint of `emmet stats`. Other errors, which
-    are emmet's own, propagate.
+    0: done. 1: another process of the run died. 2: the input is at fault, or the disk is full; one line on standard
+    error says how. 130: interrupted by Ctrl-C. Unless it is 0, nothing is written but the cache and the checkpoint of
+    `emmet stats`. Other errors, which are emmet's own, propagate. Of several processes, which torchrun starts, only the
+    first prints.
     """
+    world = ALONE
     try:
-        options = _parser().parse_args(arguments)
-        options.run(options)
+        with joined() as world:
+            options = _parser().parse_args(arguments)
+            _share(options, world)
+            options.run(options)
     except EmmetError as error:
-        print_error("error:", *str(error).splitlines())
-        return _BAD_INPUT
+        if world.rank == 0:
+            print_error("error:", *str(error).splitlines())
+        return _LOST_PROCESS if isinstance(error, LostProcessError) else _BAD_INPUT
     except KeyboardInterrupt:
-        print_error("interrupted")
+        if world.rank == 0:
+            print_error("interrupted")
         return _INTERRUPTED
     return _OK
+
+
+def _share(options: argparse.Namespace, world: World) -> None:
+    """Let a command know of the processes of the run. Raises ConfigError if it is only for one."""
+    if world.size > 1 and not hasattr(options, "world"):
+        message = f"expected one process, got {world.size}: of emmet's commands, torchrun can run stats and edit"
+        raise ConfigError(message)
+    options.world = world
+    if world.rank > 0:
+        options.quiet = True
 
 
 class _Parser(argparse.ArgumentParser):

@@ -28,7 +28,7 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--device", default="cpu", help='where to compute, such as "cuda" (default: cpu)')
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, or auto for all GPUs")
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: the checkpoint's, float32 for GGUF)")
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ResolvedConfig
+from ..distributed import ALONE
 from ..edits import Edit, check_consistent, read_edits
 from ..errors import ConfigError
 from .arguments import (
@@ -50,6 +51,7 @@ examples:
 
 Value vectors are kept as they are found: the same command goes on where it was interrupted.""",
     )
+    parser.set_defaults(world=ALONE)
     add_model(parser)
     add_records(parser, "EDITS.jsonl", "edits; CounterFact and zsRE files are read as well")
     add_settings(parser)
@@ -113,12 +115,15 @@ def _edit(options: argparse.Namespace) -> None:
                 corpus=options.corpus,
                 value_cache=values,
                 progress=progress,
+                world=options.world,
             )
         if known:
             with watch.stage("ledger"):
                 editor.load(options.ledger)
         with watch.stage("edit"):
             handle = editor.edit(edits, author=options.author)
+        if options.world.rank > 0:
+            return  # the first process writes and prints
         with watch.stage("write"):
             if options.format == "model":
                 save_model(model, tokenizer, editor.delta(), options.out, progress)

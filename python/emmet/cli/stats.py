@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..distributed import ALONE
 from .arguments import LARGEST_SEED, add_corpus, add_model, command, layer_list, whole_number
 from .inputs import load_model
 from .terminal import Row, Stopwatch, print_rows, progress_bars
@@ -29,6 +30,7 @@ examples:
 
 The same command goes on where it was interrupted. Layers that are already there are kept.""",
     )
+    parser.set_defaults(world=ALONE)
     add_model(parser)
     add_corpus(parser)
     parser.add_argument("--layers", type=layer_list, required=True, help='decoder layers, from 0: "7" or "4-8,10"')
@@ -62,8 +64,10 @@ def _stats(options: argparse.Namespace) -> None:
                 seed=options.seed,
                 out=options.out,
                 progress=progress,
+                world=options.world,
             )
-    print_rows(*statistics_rows(statistics), ("time", str(watch)), ("written", str(options.out)))
+    if options.world.rank == 0:
+        print_rows(*statistics_rows(statistics), ("time", str(watch)), ("written", str(options.out)))
 
 
 def statistics_rows(statistics: Statistics) -> Iterator[Row]:

@@ -184,7 +184,7 @@ class _SharedEdits:
 
     def _missing_now(self, batch: slice) -> Tensor:
         """v* less what the model computes in its place, [n, d_model]."""
-        return self._targets[batch] - last_token_states(self.editor.arch, self._bare_rows[batch], self._site).double()
+        return self._targets[batch] - last_token_states(self.editor.arch, self._bare_rows[batch], self._site)
 
 
 def _finite(figure: float) -> float | None:
