@@ -8,18 +8,19 @@ EMMET_DATA ?= $(abspath $(wildcard ../shared/data))
 BIN := .venv/bin
 DONE := .venv/done
 BUILD := build/cpp
+CUDA_VENV := build/cuda-venv
 MODELS := build/models
 
 # An exact version, because a range may draw a CUDA build of several GB where a CPU build is at hand.
 TORCH := $(shell sed -n 's/^requires = .*"\(torch==[0-9.]*\)\.\*".*/\1.0/p' pyproject.toml)
-CPP := $(shell find cpp tests/cpp -name '*.cpp' -o -name '*.h')
+CPP := $(shell find cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildcard cmake/*) \
-  $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.in')
+  $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.in')
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build model demo test test-cpp test-tsan test-python test-packaging test-models docs-models \
+.PHONY: help venv build model demo test test-cpp test-tsan check-cuda test-python test-packaging test-models docs-models \
   test-llama lint format types bench docs test-asan test-faults fuzz fuzz-cpp audit clean
 
 help: ## List the targets
@@ -52,6 +53,13 @@ test-asan: $(DONE)/dev ## Run the C++ tests, and those of the extension, with Ad
 	cmake --build --preset asan
 	ctest --preset asan
 	PYTHON=$(BIN)/python tests/python/with_asan.sh build/asan
+
+check-cuda: export PATH := $(abspath $(CUDA_VENV)/bin):$(PATH)
+check-cuda: $(DONE)/cuda ## Build for CUDA, warnings as errors, and run the C++ tests (needs nvcc; installs several GB)
+	tests/cpp/get_gtest.sh build/gtest
+	cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(CUDA_VENV)/bin/python) -DGTest_ROOT=$(abspath build/gtest)
+	cmake --build --preset cuda
+	ctest --preset cuda
 
 test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
 	-$(MAKE) model
@@ -124,6 +132,12 @@ $(DONE)/venv:
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet scikit-build-core cmeel-eigen cmake ninja
+	@mkdir -p $(DONE) && touch $@
+
+# Three equals signs: the release of PyPI, which is a CUDA build, and not a local one such as 2.13.0+cpu.
+$(DONE)/cuda: pyproject.toml
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet '$(subst ==,===,$(TORCH))' scikit-build-core cmeel-eigen cmake ninja
 	@mkdir -p $(DONE) && touch $@
 
 $(DONE)/build: $(DONE)/venv $(BUILD_FILES)

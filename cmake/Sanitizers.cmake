@@ -2,7 +2,7 @@
 function(emmet_sanitizers target)
   if(EMMET_SANITIZE)
     target_compile_options(${target} PRIVATE
-      -fsanitize=${EMMET_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+      "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${EMMET_SANITIZE};-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
     target_link_options(${target} PRIVATE -fsanitize=${EMMET_SANITIZE})
   endif()
 endfunction()

@@ -13,10 +13,10 @@ void bind_covariance(py::module_& module) {
       .def_static("from_sum", &Covariance::from_sum, py::arg("sum"), py::arg("count"), ReleaseGil(),
                   "Continue from what `sum()` [dim, dim] and `count()` gave earlier.")
       .def("add", &Covariance::add, py::arg("keys"), py::arg("mask") = py::none(), ReleaseGil(),
-           "Add keys [..., dim], of any float dtype; with `mask` [...], only the rows that it selects.\n\n"
+           "Add keys [..., dim] on `device`, of any float dtype; with `mask` [...], only the rows that it selects.\n\n"
            "Raises NonFiniteError naming the first bad row; nothing is added then.")
       .def("merge", &Covariance::merge, py::arg("other"), ReleaseGil(),
-           "Add what another moment of the same width has seen.")
+           "Add what another moment of the same width has seen, on whatever device.")
       .def("sum", &Covariance::sum, ReleaseGil(), "Σ k kᵀ, [dim, dim] float64, symmetric.")
       .def("second_moment", &Covariance::second_moment, ReleaseGil(),
            "C = Σ k kᵀ / count, [dim, dim] float64, symmetric. Raises EmmetError when no key was added.")

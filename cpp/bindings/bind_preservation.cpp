@@ -6,9 +6,11 @@ namespace emmet::python {
 void bind_preservation(py::module_& module) {
   using std::filesystem::path;
 
-  py::class_<Preservation>(module, "Preservation",
-                           "The preservation metric: a cached factorisation through which C⁻¹ is applied to keys.\n\n"
-                           "Keys are rows: K is [n, dim]. Immutable, so it may be shared between threads.")
+  py::class_<Preservation>(
+      module, "Preservation",
+      "The preservation metric: a cached factorisation through which C⁻¹ is applied to keys.\n\n"
+      "Keys are rows: K is [n, dim]. Tensors have to be on `device`, or ShapeError is raised. Immutable,\n"
+      "so it may be shared between threads.")
       .def_static("from_second_moment", &Preservation::from_second_moment, py::arg("second_moment"),
                   py::arg("jitter") = py::none(), ReleaseGil(),
                   "Factorise the second moment C [dim, dim] (symmetric, finite).\n\n"

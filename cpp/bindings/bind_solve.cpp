@@ -24,8 +24,10 @@ void bind_solve(py::module_& module) {
          const RidgeLike& ridge) { return solve(preservation, keys, residuals, to_ridge(ridge)); },
       py::arg("preservation"), py::arg("keys"), py::arg("residuals"), py::arg("ridge") = 0.0, ReleaseGil(),
       "Δ = R (KᵀC⁻¹K + μI)⁻¹ KᵀC⁻¹, the preservation-memorization objective in closed form (Gupta et al. 2024).\n\n"
-      "keys [n, d_in] and residuals [n, d_out] are rows of any float dtype; one key [d_in] and residual [d_out] are\n"
-      "n = 1. `ridge` is μ ≥ 0, or \"auto\": the smallest that bounds the condition number of the system.\n\n"
+      "keys [n, d_in] and residuals [n, d_out] are rows of any float dtype, on the metric's device; one key [d_in] "
+      "and\n"
+      "residual [d_out] are n = 1. `ridge` is μ ≥ 0, or \"auto\": the smallest that bounds the condition number of the "
+      "system.\n\n"
       "With μ = 0 the constraint ΔK = R holds to 1e-6 relative, or DependentKeysError names the keys that prevent it.\n"
       "Raises ShapeError and NonFiniteError for bad input.");
   module.def("rome", &rome, py::arg("preservation"), py::arg("key"), py::arg("residual"), ReleaseGil(),

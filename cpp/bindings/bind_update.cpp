@@ -58,7 +58,8 @@ void bind_update(py::module_& module) {
           ReleaseGil(), "Take Δ [d_out, d_in] as it is.")
       .def("dense", &Update::dense, ReleaseGil(), "Δ, [d_out, d_in] float64.")
       .def("apply_", &Update::apply_, py::arg("weight"), py::arg("transposed") = false, ReleaseGil(),
-           "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).\n\n"
+           "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D). Where\n"
+           "it is on another device, a copy of Δ is taken there.\n\n"
            "The sum is formed in float64 and rounded. Raises ShapeError, or NonFiniteError when the weight or the\n"
            "sum is not finite; the weight is unchanged then.")
       .def("compress", &compress, py::arg("preservation"), py::kw_only(), py::arg("rank") = py::none(),
@@ -67,9 +68,13 @@ void bind_update(py::module_& module) {
            "Either of at most `rank` ≥ 1, or of the least rank that keeps ‖(Δ − Δr)L‖ ≤ tolerance · ‖ΔL‖. Diagnostics\n"
            "remain those of the solve; what is lost of the edits is in `constraint_residual(keys, residuals)`. Raises\n"
            "EmmetError if the metric confines keys to a null space which the update leaves.")
-      .def("constraint_residual", &Update::constraint_residual, py::arg("keys"), py::arg("residuals"), ReleaseGil(),
-           "‖ΔK − R‖ / ‖R‖ for keys [n, d_in] and residuals [n, d_out]: by how much the update misses what edits ask\n"
-           "for. 0 when R is 0.")
+      .def(
+          "constraint_residual", &Update::constraint_residual, py::arg("keys"), py::arg("residuals"), ReleaseGil(),
+          "‖ΔK − R‖ / ‖R‖ for keys [n, d_in] and residuals [n, d_out] on `device`: by how much the update misses what\n"
+          "edits ask for. 0 when R is 0.")
+      .def(
+          "to", [](const Update& self, const DeviceLike& device) { return self.to(to_device(device)); },
+          py::arg("device"), ReleaseGil(), "The same update on another device.")
       .def(
           "save", [](const Update& self, const path& file) { self.save(file.string()); }, py::arg("path"), ReleaseGil(),
           "Write one safetensors file.")
@@ -81,6 +86,7 @@ void bind_update(py::module_& module) {
       .def_property_readonly("right", &Update::right, "Right factor [rank, d_in]. Raises EmmetError when Δ is dense.")
       .def_property_readonly(
           "shape", [](const Update& self) { return std::make_pair(self.rows(), self.columns()); }, "(d_out, d_in).")
+      .def_property_readonly("device", &Update::device, "Device that holds Δ.")
       .def_property_readonly("rank", &Update::rank, "Width of the factors, or min(d_out, d_in) when Δ is dense.")
       .def_property_readonly("diagnostics", &Update::diagnostics,
                              "What the solve that made it found out about itself.");

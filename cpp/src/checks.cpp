@@ -3,10 +3,10 @@
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/isnan.h>
+#include <ATen/ops/maximum.h>
 #include <ATen/ops/nonzero.h>
 #include <c10/util/StringUtil.h>
 
-#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -37,6 +37,13 @@ void require_width(const at::Tensor& tensor, int64_t width, const std::string& n
   }
 }
 
+void require_device(const at::Tensor& tensor, c10::Device device, const std::string& name) {
+  if (tensor.device() != device) {
+    throw ShapeError(
+        c10::str("expected ", name, " on ", device, ", got ", tensor.device(), "; move one of the two to the other"));
+  }
+}
+
 void require_finite_rows(const at::Tensor& tensor, const std::string& name, const std::optional<at::Tensor>& selected) {
   if (std::isfinite(largest_magnitude(tensor))) {
     return;
@@ -57,9 +64,10 @@ void require_finite_rows(const at::Tensor& tensor, const std::string& name, cons
                                 "; leave that row out, or find what makes it overflow"));
 }
 
-at::Tensor as_rows(const at::Tensor& tensor, int64_t width, const std::string& name) {
+at::Tensor as_rows(const at::Tensor& tensor, int64_t width, c10::Device device, const std::string& name) {
   require_floating(tensor, name);
   require_width(tensor, width, name);
+  require_device(tensor, device, name);
   if (tensor.dim() > 2 || tensor.size(0) == 0) {
     throw ShapeError(
         c10::str("expected ", name, " [n, ", width, "] with n > 0, got ", tensor.sizes(), "; give one row an edit"));
@@ -73,7 +81,7 @@ double largest_magnitude(const at::Tensor& tensor) {
     return 0.0;
   }
   const auto [smallest, largest] = at::aminmax(tensor);
-  return std::max(std::abs(smallest.item<double>()), std::abs(largest.item<double>()));  // both are NaN if one entry is
+  return at::maximum(largest, smallest.neg()).item<double>();  // both are NaN if one entry is; a GPU is waited for once
 }
 
 double relative_norm(const at::Tensor& error, const at::Tensor& reference) {

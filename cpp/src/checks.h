@@ -14,14 +14,17 @@ void require_floating(const at::Tensor& tensor, const std::string& name);
 /// Throws ShapeError unless the last dimension of `tensor` is `width`.
 void require_width(const at::Tensor& tensor, int64_t width, const std::string& name);
 
+/// Throws ShapeError unless `tensor` is on `device`.
+void require_device(const at::Tensor& tensor, c10::Device device, const std::string& name);
+
 /// Throws NonFiniteError naming the first row of `tensor` [..., d] that holds NaN or Inf. Rows are counted from 1,
 /// over all leading dimensions together. Where `selected` (boolean, one entry a row) is given, other rows are not
 /// looked at.
 void require_finite_rows(const at::Tensor& tensor, const std::string& name,
                          const std::optional<at::Tensor>& selected = std::nullopt);
 
-/// `tensor` [n, width], or [width] taken as n = 1, as float64 rows. Throws ShapeError and NonFiniteError.
-at::Tensor as_rows(const at::Tensor& tensor, int64_t width, const std::string& name);
+/// `tensor` [n, width] on `device`, or [width] taken as n = 1, as float64 rows. Throws ShapeError and NonFiniteError.
+at::Tensor as_rows(const at::Tensor& tensor, int64_t width, c10::Device device, const std::string& name);
 
 /// max |x| over all entries: NaN when there is a NaN, 0 when there are no entries.
 double largest_magnitude(const at::Tensor& tensor);

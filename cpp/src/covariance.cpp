@@ -1,5 +1,6 @@
 #include "emmet/covariance.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/triu.h>
@@ -16,8 +17,10 @@
 namespace emmet {
 namespace {
 
-constexpr int64_t kRowsPerFlush = 4096;      // float32 sums over more rows would begin to lose digits
-constexpr int64_t kBlock = 256;              // columns of one block row: near 2x fewer flops, products still wide
+constexpr int64_t kRowsPerFlush = 4096;  // float32 sums over more rows would begin to lose digits
+// Columns of one block row: near 2x fewer flops, products still wide. A GPU needs larger ones to be busy.
+constexpr int64_t kBlock = 256;
+constexpr int64_t kBlockOnGpu = 1024;
 constexpr double kSymmetryTolerance = 1e-6;  // relative; sums that were made in float32 pass
 
 /// Rows that `mask` [...] selects of keys [..., d], as a boolean [n]; throws ShapeError when the mask does not fit.
@@ -28,10 +31,10 @@ at::Tensor selected_rows(const at::Tensor& keys, const at::Tensor& mask) {
                               "; pass ones where keys count and zeros elsewhere"));
   }
   const at::IntArrayRef expected = keys.sizes().slice(0, static_cast<size_t>(keys.dim()) - 1);
-  if (mask.sizes() != expected || mask.device() != keys.device()) {
-    throw ShapeError(c10::str("expected a mask ", expected, " on ", keys.device(), ", got ", mask.sizes(), " on ",
-                              mask.device(), "; it has one entry for each key"));
+  if (mask.sizes() != expected) {
+    throw ShapeError(c10::str("expected a mask ", expected, ", got ", mask.sizes(), "; it has one entry for each key"));
   }
+  require_device(mask, keys.device(), "mask");
   return mask.reshape(-1).ne(0);
 }
 
@@ -44,13 +47,21 @@ at::ScalarType product_dtype(const at::Tensor& rows) {
   return largest * largest * kRowsPerFlush > std::numeric_limits<float>::max() ? at::kDouble : at::kFloat;
 }
 
-/// total += XᵀX for rows X [n, d], in the upper block triangle.
-void add_products(const at::Tensor& total, const at::Tensor& rows) {
-  const int64_t dim = rows.size(1);
-  for (int64_t start = 0; start < dim; start += kBlock) {
-    const int64_t height = std::min(kBlock, dim - start);
-    const int64_t width = dim - start;
-    const at::Tensor tile = at::mm(rows.narrow(1, start, height).t(), rows.narrow(1, start, width));
+/// Whether products of rows as they are can be summed in float32: cuBLAS does so with half precision. It may sum those
+/// of float16 in float16 where torch's user has allowed that.
+bool sums_halves_in_float32(const at::Tensor& rows) {
+  return rows.is_cuda() && (rows.scalar_type() == at::kBFloat16 ||
+                            (rows.scalar_type() == at::kHalf && !at::globalContext().allowFP16AccumulationCuBLAS()));
+}
+
+/// total += XᵀX for rows X [n, d], in the upper block triangle. Products are summed in `dtype`.
+void add_products(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype) {
+  const at::NoTF32Guard no_tf32;  // which would drop 13 of the 24 bits of float32 keys
+  const int64_t dim = rows.size(1), block = rows.is_cpu() ? kBlock : kBlockOnGpu;
+  for (int64_t start = 0; start < dim; start += block) {
+    const int64_t height = std::min(block, dim - start), width = dim - start;
+    const at::Tensor left = rows.narrow(1, start, height).t(), right = rows.narrow(1, start, width);
+    const at::Tensor tile = rows.scalar_type() == dtype ? at::mm(left, right) : at::mm(left, right, dtype);
     total.narrow(0, start, height).narrow(1, start, width).add_(tile);
   }
 }
@@ -88,9 +99,7 @@ void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& ma
   const c10::InferenceMode inference;  // no graph, and the total may have been made in this mode or outside it
   require_floating(keys, "keys");
   require_width(keys, dim(), "keys");
-  if (keys.device() != device()) {
-    throw ShapeError(c10::str("expected keys on ", device(), ", got ", keys.device(), "; move one of the two"));
-  }
+  require_device(keys, device(), "keys");
   at::Tensor rows = keys.reshape({-1, dim()});
   std::optional<at::Tensor> selected;
   if (mask) {
@@ -105,9 +114,10 @@ void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& ma
     total_ = total_.clone();
   }
   const at::ScalarType dtype = product_dtype(rows);
+  const bool as_they_are = dtype == at::kFloat && sums_halves_in_float32(rows);
   for (int64_t start = 0; start < rows.size(0); start += kRowsPerFlush) {
-    const int64_t length = std::min(kRowsPerFlush, rows.size(0) - start);
-    add_products(total_, rows.narrow(0, start, length).to(dtype).contiguous());
+    const at::Tensor chunk = rows.narrow(0, start, std::min(kRowsPerFlush, rows.size(0) - start));
+    add_products(total_, (as_they_are ? chunk : chunk.to(dtype)).contiguous(), dtype);
   }
   count_ += rows.size(0);
 }

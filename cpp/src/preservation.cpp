@@ -1,5 +1,6 @@
 #include "emmet/preservation.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/eye.h>
@@ -7,6 +8,7 @@
 #include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
 
@@ -17,6 +19,7 @@
 
 #include "checks.h"
 #include "cpu/cholesky_update.h"
+#include "cuda/cholesky_update.h"
 #include "emmet/error.h"
 #include "emmet/safetensors.h"
 #include "system.h"
@@ -27,8 +30,9 @@ namespace {
 
 // A pivot this small relative to its diagonal entry is rounding error, not information.
 constexpr double kSmallestPivot = 1e-13;
-// One factorisation costs as much as d/3 rotations on two cores, and as fewer the more cores there are.
-constexpr int64_t kDimensionsPerRotation = 16;
+// One factorisation costs as much as updates by d/3 keys on two cores, and as fewer the more cores there are. Not
+// measured on a GPU.
+constexpr int64_t kDimensionsPerKey = 16;
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
 constexpr double kAsymmetry = 1e-6;
@@ -73,6 +77,29 @@ at::Tensor try_factorise(const at::Tensor& moment, double jitter) {
   if (!factorise_(factor)) return {};
   const auto pivots = factor.diagonal().square() / diagonal;
   return pivots.min().item<double>() >= kSmallestPivot ? factor : at::Tensor();
+}
+
+// The lower Cholesky factor of L Lᵀ + Σ k kᵀ for few rows k, by one pass over L. Undefined where emmet has no kernel
+// for the device.
+at::Tensor try_update(const at::Tensor& factor, const at::Tensor& rows) {
+  const int64_t dim = factor.size(0), count = rows.size(0);
+  const auto transposed = [](const at::Tensor& matrix) { return matrix.mT().clone(at::MemoryFormat::Contiguous); };
+  if (factor.is_cpu()) {
+    const auto upper = transposed(factor);  // row-major Lᵀ is column-major L
+    cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.contiguous().const_data_ptr<double>(), dim, count);
+    return upper.mT();
+  }
+#ifdef EMMET_CUDA
+  if (factor.is_cuda()) {
+    const c10::DeviceGuard guard(factor.device());
+    const auto stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(factor.device());
+    const auto upper = transposed(factor), vectors = transposed(rows), diagonal = factor.diagonal().contiguous();
+    cuda::cholesky_update(upper.mutable_data_ptr<double>(), vectors.mutable_data_ptr<double>(),
+                          diagonal.const_data_ptr<double>(), dim, count, stream.native_handle());
+    return upper.mT();
+  }
+#endif
+  return {};
 }
 
 }  // namespace
@@ -127,16 +154,18 @@ at::Tensor Preservation::onto_basis(const at::Tensor& rows) const {
 
 at::Tensor Preservation::whiten(const at::Tensor& keys) const {
   const at::NoGradGuard no_grad;
-  const auto rows = onto_basis(as_rows(keys, dim(), "keys").to(factor_.device())).to(factor_.dtype());
+  const at::NoTF32Guard no_tf32;
+  const auto rows = onto_basis(as_rows(keys, dim(), device(), "keys")).to(factor_.dtype());
   return at::linalg_solve_triangular(factor_, rows.mT(), /*upper=*/false).mT().to(at::kDouble);
 }
 
 at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
   const at::NoGradGuard no_grad;
-  return unwhiten_(as_rows(whitened, rank(), "whitened").to(factor_.device()).clone(at::MemoryFormat::Contiguous));
+  return unwhiten_(as_rows(whitened, rank(), device(), "whitened").clone(at::MemoryFormat::Contiguous));
 }
 
 at::Tensor Preservation::unwhiten_(const at::Tensor& whitened) const {
+  const at::NoTF32Guard no_tf32;
   auto columns = whitened.to(factor_.dtype()).mT();
   at::linalg_solve_triangular_out(columns, factor_.mT(), columns, /*upper=*/true);
   const auto solved = columns.mT().to(at::kDouble);
@@ -153,7 +182,7 @@ at::Tensor Preservation::gram(const at::Tensor& keys) const {
 
 at::Tensor Preservation::disturbance(const at::Tensor& delta) const {
   const at::NoGradGuard no_grad;
-  return at::matmul(onto_basis(as_rows(delta, dim(), "delta").to(factor_.device())), factor_.to(at::kDouble));
+  return at::matmul(onto_basis(as_rows(delta, dim(), device(), "delta")), factor_.to(at::kDouble));
 }
 
 double Preservation::cost(const at::Tensor& delta) const { return disturbance(delta).square().sum().item<double>(); }
@@ -162,11 +191,9 @@ Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   const at::NoGradGuard no_grad;
   require_not_negative(weight, "weight");
   require_float64("absorb");
-  const auto rows = onto_basis((std::sqrt(weight) * as_rows(keys, dim(), "keys")).to(factor_.device())).contiguous();
-  if (factor_.is_cpu() && rows.size(0) * kDimensionsPerRotation <= rank()) {
-    auto upper = factor_.mT().clone(at::MemoryFormat::Contiguous);  // row-major Lᵀ is column-major L
-    cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.const_data_ptr<double>(), rank(), rows.size(0));
-    return {upper.mT(), jitter_, basis_};
+  const auto rows = onto_basis(std::sqrt(weight) * as_rows(keys, dim(), device(), "keys"));
+  if (rows.size(0) * kDimensionsPerKey <= rank()) {
+    if (auto updated = try_update(factor_, rows); updated.defined()) return {updated, jitter_, basis_};
   }
   // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C
   // itself is not formed: that would square the condition number.

@@ -4,6 +4,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -27,9 +28,24 @@ constexpr double kRefinedResidual = 1e-12;
 constexpr int kRefinements = 3;
 constexpr int64_t kBlockRows = 512;
 
-using Clock = std::chrono::steady_clock;
+// The wall clock of what is computed on a device.
+class Stopwatch {
+ public:
+  explicit Stopwatch(c10::Device device) : device_(device) {}
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+  /// Seconds since the last call, or since the beginning. On a GPU it waits for what was queued until now.
+  double lap() {
+    if (!device_.is_cpu()) c10::impl::VirtualGuardImpl(device_.type()).getStream(device_).synchronize();
+    const auto now = Clock::now();
+    return std::chrono::duration<double>(now - std::exchange(start_, now)).count();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  c10::Device device_;
+  Clock::time_point start_ = Clock::now();
+};
 
 void require_representable(double value, const char* what) {
   if (!std::isfinite(value)) {
@@ -113,22 +129,20 @@ double refine(at::Tensor& left, const at::Tensor& right, const System& system, c
 // memory.
 Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
                       const Ridge& ridge, Diagnostics diagnostics) {
-  auto start = Clock::now();
+  Stopwatch stopwatch(A.device());
   const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
   const auto Q = system.half_solve_(A);                                   // [n, rank], orthonormal rows when μ = 0
   auto left = system.half_solve_(R.clone(at::MemoryFormat::Contiguous));  // [n, d_out]
   diagnostics.preservation_cost = inner_product_of_grams(Q, left);        // ‖QᵀT⁻¹R‖²: Δ itself is not formed
-  diagnostics.seconds_system = seconds_since(start);
+  diagnostics.seconds_system = stopwatch.lap();
 
-  start = Clock::now();
   const auto right = preservation.unwhiten_(Q);  // [n, d_in]
-  diagnostics.seconds_whiten += seconds_since(start);
+  diagnostics.seconds_whiten += stopwatch.lap();
 
-  start = Clock::now();
   diagnostics.condition = system.condition();
   diagnostics.ridge = mu;
   diagnostics.constraint_residual = refine(left, right, system, K, R, mu);
-  diagnostics.seconds_system += seconds_since(start);
+  diagnostics.seconds_system += stopwatch.lap();
   require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
   if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) {
     throw_dependent_keys(preservation.whiten(K));
@@ -139,18 +153,17 @@ Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, con
 // Δ = Zᵀ L⁻¹ with (AᵀA + μI) Z = AᵀR: one unknown a dimension, for n > d_in (the push-through identity).
 Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A, const at::Tensor& R,
                            const Ridge& ridge, Diagnostics diagnostics) {
-  auto start = Clock::now();
+  Stopwatch stopwatch(A.device());
   const auto [system, mu] = factorise(at::matmul(A.mT(), A), A, ridge);
   const auto Z = system.solve(at::matmul(A.mT(), R));  // [rank, d_out]
   diagnostics.condition = system.condition();
   diagnostics.ridge = mu;
   diagnostics.constraint_residual = relative_norm(at::matmul(A, Z) - R, R);
   diagnostics.preservation_cost = Z.square().sum().item<double>();
-  diagnostics.seconds_system = seconds_since(start);
+  diagnostics.seconds_system = stopwatch.lap();
 
-  start = Clock::now();
   const auto delta = preservation.unwhiten(Z.mT());  // [d_out, d_in]
-  diagnostics.seconds_whiten += seconds_since(start);
+  diagnostics.seconds_whiten += stopwatch.lap();
   return Update::from_dense(delta, diagnostics);
 }
 
@@ -173,17 +186,18 @@ Ridge Ridge::automatic(double max_condition) {
 
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge) {
   const at::NoGradGuard no_grad;
-  const auto K = as_rows(keys, preservation.dim(), "keys").to(preservation.device());  // [n, d_in]
+  const auto device = preservation.device();
+  const auto K = as_rows(keys, preservation.dim(), device, "keys");  // [n, d_in]
   const int64_t d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
-  const auto R = as_rows(residuals, d_out, "residuals").to(preservation.device());  // [n, d_out]
+  const auto R = as_rows(residuals, d_out, device, "residuals");  // [n, d_out]
   if (K.size(0) != R.size(0)) {
     throw ShapeError(c10::str("expected as many residuals as keys, got ", R.size(0), " and ", K.size(0),
                               "; give one row of each an edit"));
   }
   Diagnostics diagnostics;
-  const auto start = Clock::now();
+  Stopwatch stopwatch(device);
   const auto A = preservation.whiten(K);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
-  diagnostics.seconds_whiten = seconds_since(start);
+  diagnostics.seconds_whiten = stopwatch.lap();
   return A.size(0) <= A.size(1) ? solve_by_edits(preservation, K, A, R, ridge, diagnostics)
                                 : solve_by_dimensions(preservation, A, R, ridge, diagnostics);
 }

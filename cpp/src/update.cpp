@@ -53,13 +53,15 @@ struct WeighedSvd {
 // That of low-rank factors never multiplies them out.
 WeighedSvd weighed_svd(const Update& update, const Preservation& preservation) {
   if (!update.is_low_rank()) {
-    const auto [left, values, right] = at::linalg_svd(preservation.disturbance(update.dense()), false);
+    const auto dense = update.dense().to(preservation.device());
+    const auto [left, values, right] = at::linalg_svd(preservation.disturbance(dense), false);
     return {left, values, right};
   }
   const auto [left_basis, left_core] = at::linalg_qr(update.left().to(preservation.device()));
-  const auto [right_basis, right_core] = at::linalg_qr(preservation.disturbance(update.right()).mT());
-  const auto [left, values, right] = at::linalg_svd(at::matmul(left_core, right_core.mT()), false);
-  return {at::matmul(left_basis, left), values, at::matmul(right, right_basis.mT())};
+  const auto right = update.right().to(preservation.device());
+  const auto [right_basis, right_core] = at::linalg_qr(preservation.disturbance(right).mT());
+  const auto [U, values, V] = at::linalg_svd(at::matmul(left_core, right_core.mT()), false);
+  return {at::matmul(left_basis, U), values, at::matmul(V, right_basis.mT())};
 }
 
 // The first `rank` terms of the decomposition, times L⁻¹. Row i of right and column i of left share the scale √σᵢ.
@@ -97,6 +99,8 @@ void require_inside(const Update& update, const Preservation& preservation) {
 Update Update::from_factors(at::Tensor left, at::Tensor right, Diagnostics diagnostics) {
   const at::NoGradGuard no_grad;
   require_matrix(left, "left");
+  require_floating(right, "right");
+  require_device(right, left.device(), "right");
   require_matrix(right, "right");
   if (left.size(1) != right.size(0)) {
     throw ShapeError(c10::str("expected left [d_out, r] and right [r, d_in], got ", left.sizes(), " and ",
@@ -135,6 +139,8 @@ at::Tensor Update::dense() const {
   const at::NoGradGuard no_grad;
   return is_low_rank() ? at::matmul(left_, right_) : dense_.clone();
 }
+
+c10::Device Update::device() const { return (is_low_rank() ? left_ : dense_).device(); }
 
 int64_t Update::rows() const noexcept { return is_low_rank() ? left_.size(0) : dense_.size(0); }
 
@@ -193,8 +199,7 @@ Update Update::compress_to_tolerance(const Preservation& preservation, double to
 
 double Update::constraint_residual(const at::Tensor& keys, const at::Tensor& residuals) const {
   const at::NoGradGuard no_grad;
-  const auto device = (is_low_rank() ? left_ : dense_).device();
-  const auto K = as_rows(keys, columns(), "keys").to(device), R = as_rows(residuals, rows(), "residuals").to(device);
+  const auto K = as_rows(keys, columns(), device(), "keys"), R = as_rows(residuals, rows(), device(), "residuals");
   if (K.size(0) != R.size(0)) {
     throw ShapeError(c10::str("expected as many residuals as keys, got ", R.size(0), " and ", K.size(0),
                               "; give one row of each an edit"));

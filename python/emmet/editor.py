@@ -340,8 +340,8 @@ class Editor:
         """
         given, updates = {}, {}
         for layer in self.config.layers:
-            given[layer] = give(layer)
             metric = self._memories.after(layer, ledger.batches)
+            given[layer] = give(layer).to(metric.device)
             updates[layer] = solve(metric, *given[layer], self.config.ridge)
             projection = self.arch.projection(layer)
             updates[layer].apply_(projection.weight, projection.transposed)

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from ._core import Update
@@ -46,6 +47,9 @@ class Given(NamedTuple):
 
     def select(self, rows: Sequence[int]) -> Given:
         return Given(self.keys[rows], self.residuals[rows])
+
+    def to(self, device: torch.device) -> Given:
+        return Given(self.keys.to(device), self.residuals.to(device))
 
 
 @dataclass(frozen=True, eq=False)

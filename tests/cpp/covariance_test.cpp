@@ -1,7 +1,9 @@
 #include "emmet/covariance.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/nonzero.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
@@ -11,6 +13,7 @@
 #include <cmath>
 
 #include "emmet/error.h"
+#include "on_device.h"
 #include "oracle.h"
 
 namespace {
@@ -73,6 +76,36 @@ TEST_P(CovarianceOfDtype, NamesTheRowThatIsNotFiniteAndAddsNothing) {
 INSTANTIATE_TEST_SUITE_P(AllDtypes, CovarianceOfDtype,
                          testing::Values(at::kHalf, at::kBFloat16, at::kFloat, at::kDouble),
                          [](const auto& info) { return std::string(at::toString(info.param)); });
+
+class CovarianceOn : public OnDevice {};
+
+// 1,100 columns: several blocks, also of a GPU's larger ones.
+TEST_P(CovarianceOn, SumsWhereTheKeysAre) {
+  for (const auto dtype : {at::kHalf, at::kBFloat16, at::kFloat, at::kDouble}) {
+    at::Tensor keys = oracle::random({70, 1100}, 26, dtype);
+    const at::Tensor mask = at::arange(70).remainder(3).ne(0);
+    keys[3][5] = std::nan("");  // not selected
+    Covariance moment(1100, device());
+    moment.add(keys.to(device()), mask.to(device()));
+    EXPECT_EQ(moment.sum().device(), device());
+    const at::Tensor selected = keys.index_select(0, at::nonzero(mask).squeeze(1));
+    expect_sum(moment.sum().cpu(), selected);
+
+    Covariance elsewhere(1100);
+    elsewhere.merge(moment);
+    EXPECT_TRUE(elsewhere.sum().equal(moment.sum().cpu()));
+    EXPECT_TRUE(Covariance::from_sum(moment.sum(), 46).sum().equal(moment.sum()));
+  }
+}
+
+TEST_P(CovarianceOn, SquaresOfLargeBFloat16KeysDoNotOverflow) {
+  const at::Tensor keys = at::full({2, 2}, 0x1p100, at::TensorOptions(device()).dtype(at::kBFloat16));
+  Covariance moment(2, device());
+  moment.add(keys);
+  EXPECT_EQ(moment.sum()[0][1].item<double>(), 0x1p201);
+}
+
+INSTANTIATE_TEST_SUITE_P(, CovarianceOn, all_devices(), device_name);
 
 TEST(Covariance, CrossesChunksOfRows) {
   for (const int64_t rows : {1, 4095, 4096, 4097}) {

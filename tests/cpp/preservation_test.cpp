@@ -16,6 +16,7 @@
 #include "emmet/safetensors.h"
 #include "emmet/solve.h"
 #include "emmet/update.h"
+#include "on_device.h"
 #include "oracle.h"
 #include "temporary_folder.h"
 
@@ -182,6 +183,47 @@ TEST_P(Absorb, KeepsTheDigitsOfCBesideLargeKeys) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Keys, Absorb, testing::Values(1, 2, 3, 20));
+
+class PreservationOn : public OnDevice {};
+
+TEST_P(PreservationOn, SolvesAndMeasuresWhereItIs) {
+  const at::Tensor moment = second_moment(32), keys = oracle::random({3, 32}, 2);
+  const auto metric = Preservation::from_second_moment(moment.to(device()));
+  const at::Tensor solved = metric.solve(keys.to(device()));
+  EXPECT_EQ(solved.device(), device());
+  EXPECT_LT(oracle::relative_error(solved.cpu(), oracle::multiply(keys, oracle::inverse(moment))), kTolerance);
+  const double cost = oracle::multiply(oracle::multiply(keys, moment), keys.t()).trace().item<double>();
+  EXPECT_NEAR(metric.cost(keys.to(device())), cost, kTolerance * cost);
+  EXPECT_LT(oracle::relative_error(metric.in_float32().solve(keys.to(device())), solved), 1e-4);
+  EXPECT_LT(oracle::relative_error(metric.to(at::kCPU).solve(keys), solved.cpu()), kTolerance);
+}
+
+// 100 dimensions are several panels of a GPU's update, the last one not full; 6 keys are few there, 40 many.
+TEST_P(PreservationOn, AbsorbsWhereItIs) {
+  const at::Tensor moment = second_moment(100);
+  const auto metric = Preservation::from_second_moment(moment.to(device()));
+  for (const int64_t count : {1, 6, 40}) {
+    const at::Tensor keys = oracle::random({count, 100}, 2);
+    const auto absorbed = metric.absorb(keys.to(device()), 2.5);
+    const at::Tensor sum = moment.add(oracle::multiply(keys.t(), keys), 2.5), factor = absorbed.factor().cpu();
+    EXPECT_EQ(absorbed.device(), device());
+    EXPECT_LT(oracle::relative_error(oracle::multiply(factor, factor.t()), sum), kTolerance);
+    EXPECT_TRUE(factor.equal(factor.tril()));
+    EXPECT_TRUE(factor.diagonal().gt(0).all().item<bool>());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, PreservationOn, all_devices(), device_name);
+
+TEST(Preservation, RefusesTensorsOfAnotherDevice) {
+  const auto metric = Preservation::from_second_moment(second_moment(4));
+  const at::Tensor keys = at::zeros({3, 4}, at::device(at::kMeta));
+  const std::string message = message_of<emmet::ShapeError>([&] { metric.solve(keys); });
+  EXPECT_NE(message.find("expected keys on cpu, got meta"), std::string::npos) << message;
+  EXPECT_THROW(metric.unwhiten(keys), emmet::ShapeError);
+  EXPECT_THROW(metric.cost(keys), emmet::ShapeError);
+  EXPECT_THROW(metric.absorb(keys), emmet::ShapeError);
+}
 
 TEST(Preservation, AbsorbsManyTimes) {
   const at::Tensor moment = second_moment(32), keys = oracle::random({50, 32}, 2);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "emmet/error.h"
+#include "on_device.h"
 #include "oracle.h"
 
 namespace {
@@ -292,6 +293,41 @@ TEST(Solve, NamesTheRowThatIsNotFinite) {
   message = message_of<emmet::NonFiniteError>([&] { emmet::solve(metric(), keys, residuals); });
   EXPECT_NE(message.find("expected finite keys, got Inf in row 2 of 3;"), std::string::npos) << message;
 }
+
+TEST(Solve, RefusesTensorsOfAnotherDevice) {
+  const at::Tensor keys = random({3, kIn}, 2), residuals = random({3, kOut}, 3);
+  EXPECT_THROW(emmet::solve(metric(), keys.to(at::kMeta), residuals), emmet::ShapeError);
+  EXPECT_THROW(emmet::solve(metric(), keys, residuals.to(at::kMeta)), emmet::ShapeError);
+}
+
+class SolveOn : public OnDevice {};
+
+// Fewer edits than dimensions, and more.
+TEST_P(SolveOn, IsItsDefinition) {
+  const auto preservation = metric().to(device());
+  for (const int64_t count : {int64_t{1}, int64_t{5}, 2 * kIn}) {
+    const at::Tensor keys = random({count, kIn}, 2), residuals = random({count, kOut}, 3);
+    const double ridge = count > kIn ? 0.5 : 0.0;
+    const Update update = emmet::solve(preservation, keys.to(device()), residuals.to(device()), ridge);
+    EXPECT_EQ(update.device(), device());
+    const at::Tensor expected = emmet_with(ridge, second_moment(), keys, residuals);
+    EXPECT_LT(oracle::relative_error(update.dense().cpu(), expected), kTolerance);
+  }
+}
+
+TEST_P(SolveOn, NamesDependentKeysOrTakesARidge) {
+  const at::Tensor keys = at::cat({random({4, kIn}, 2), random({2, kIn}, 2)}).to(device());
+  const at::Tensor residuals = random({6, kOut}, 3).to(device());
+  try {
+    emmet::solve(metric().to(device()), keys, residuals);
+    FAIL() << "expected an error, got none";
+  } catch (const emmet::DependentKeysError& error) {
+    EXPECT_EQ(error.groups(), (Groups{{0, 4}, {1, 5}}));
+  }
+  EXPECT_GT(emmet::solve(metric().to(device()), keys, residuals, Ridge::automatic()).diagnostics().ridge, 0.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(, SolveOn, all_devices(), device_name);
 
 TEST(Solve, KeepsNoGraph) {
   const at::Tensor keys = random({3, kIn}, 2).requires_grad_(true);

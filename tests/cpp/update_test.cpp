@@ -13,6 +13,7 @@
 #include "emmet/error.h"
 #include "emmet/preservation.h"
 #include "emmet/safetensors.h"
+#include "on_device.h"
 #include "oracle.h"
 #include "temporary_folder.h"
 
@@ -135,6 +136,47 @@ INSTANTIATE_TEST_SUITE_P(, Apply,
                                          Case{true, 20, at::kHalf}, Case{true, 20, at::kBFloat16},
                                          Case{false, 20, at::kFloat}, Case{true, 1100, at::kFloat},
                                          Case{false, 1100, at::kBFloat16}));
+
+class UpdateOn : public OnDevice {};
+
+TEST_P(UpdateOn, IsAddedToWeightsOfAnyDtypeInPlace) {
+  for (const Update& update :
+       {Update::from_factors(random({600, 2}, 1), random({2, 10}, 2)), Update::from_dense(random({600, 10}, 1))}) {
+    for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
+      const at::Tensor before = random({600, 10}, 3, dtype), weight = before.to(device(), dtype, false, true);
+      const void* address = weight.const_data_ptr();
+      update.apply_(weight);  // from the CPU
+      EXPECT_EQ(weight.const_data_ptr(), address);
+      const at::Tensor expected = before.to(at::kDouble).add(update.dense()).to(dtype);
+      // Sums of another order may fall on the other side of a rounding boundary.
+      EXPECT_LE(oracle::relative_error(weight.cpu(), expected), 1e-3);
+    }
+  }
+}
+
+TEST_P(UpdateOn, IsCompressedWhereTheMetricIs) {
+  const at::Tensor keys = random({40, 12}, 1), moment = multiply(keys.t(), keys);
+  const auto metric = emmet::Preservation::from_second_moment(moment), there = metric.to(device());
+  for (const Update& update :
+       {Update::from_factors(random({30, 4}, 2), random({4, 12}, 3)), Update::from_dense(random({30, 12}, 2))}) {
+    const Update compressed = update.compress_to_rank(there, 2);  // from the CPU
+    EXPECT_EQ(compressed.device(), device());
+    EXPECT_LT(oracle::relative_error(compressed.dense().cpu(), update.compress_to_rank(metric, 2).dense()), 1e-10);
+    const at::Tensor residuals = random({40, 30}, 4);
+    EXPECT_NEAR(compressed.constraint_residual(keys.to(device()), residuals.to(device())),
+                compressed.to(at::kCPU).constraint_residual(keys, residuals), 1e-12);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, UpdateOn, all_devices(), device_name);
+
+TEST(Update, RefusesTensorsOfAnotherDevice) {
+  const at::Tensor left = random({6, 2}, 1), right = random({2, 10}, 2);
+  EXPECT_THROW(Update::from_factors(left, right.to(at::kMeta)), emmet::ShapeError);
+  const Update update = Update::from_factors(left, right);
+  EXPECT_THROW(update.constraint_residual(at::zeros({1, 10}, at::device(at::kMeta)), at::zeros({1, 6})),
+               emmet::ShapeError);
+}
 
 TEST(Update, RefusesASumThatOverflowsTheWeight) {
   const at::Tensor weight = at::full({2, 2}, 60000.0, at::TensorOptions(at::kHalf));

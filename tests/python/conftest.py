@@ -1,4 +1,4 @@
-"""Fixtures for what a machine may or may not have: the real model and the data sets."""
+"""Fixtures for what a machine may or may not have: the real model, the data sets and a GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and a GPU where there is one. With EMMET_REQUIRE_CUDA=1 it has to be there."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        if os.environ.get("EMMET_REQUIRE_CUDA") == "1":
+            pytest.fail("EMMET_REQUIRE_CUDA is 1, but torch finds no GPU")
+        pytest.skip("torch finds no GPU")
+    return torch.device(request.param, 0 if request.param == "cuda" else None)
 
 
 @pytest.fixture(scope="session")

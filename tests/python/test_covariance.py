@@ -76,6 +76,14 @@ class TestSum:
         assert moment.count() == sum(selected)
         assert_sum(moment.sum(), keys[chosen])
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_is_summed_where_the_keys_are(self, dtype: torch.dtype, device: torch.device) -> None:
+        keys, mask = random_keys(40, 300, dtype=dtype), torch.arange(40) % 3 > 0
+        moment = Covariance(300, device)
+        moment.add(keys.to(device), mask.to(device))
+        assert moment.device == moment.sum().device == device
+        assert_sum(moment.sum().cpu(), keys[mask])
+
     def test_continues_from_a_sum(self) -> None:
         first, second = random_keys(20, 8), random_keys(30, 8, seed=1)
         start = moment_of(first)
@@ -118,6 +126,8 @@ class TestInput:
             (lambda m: m.add(torch.tensor([[0, 0, 0, 0], [0, 0, torch.nan, 0]])), NonFiniteError, "got NaN in row 2"),
             (lambda m: m.add(torch.full((2, 4), -torch.inf)), NonFiniteError, "got Inf in row 1 of 2;"),
             (lambda m: m.add(torch.ones(3, 4), torch.ones(4).bool()), ShapeError, "a mask [3]"),
+            (lambda m: m.add(torch.ones(3, 4, device="meta")), ShapeError, "keys on cpu, got meta"),
+            (lambda m: m.add(torch.ones(3, 4), torch.ones(3, device="meta").bool()), ShapeError, "mask on cpu, got"),
             (lambda m: m.add(torch.ones(3, 4), torch.ones(3)), ShapeError, "a mask of booleans or integers"),
             (lambda m: m.merge(Covariance(5)), ShapeError, "keys of width 4, got 5"),
             (lambda m: Covariance.from_sum(m.sum()[:2], 3), ShapeError, "square sum [dim, dim], got [2, 4]"),

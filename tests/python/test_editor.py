@@ -11,6 +11,7 @@ import closed_forms
 import emmet
 from closed_forms import Problem
 from emmet import DependentKeysError, Edit, EditConfig, EditError, Editor, EmmetError, NonFiniteError
+from emmet.delta import Delta
 from emmet.errors import ConfigError
 from emmet.forward import Site, last_token_states
 from emmet.keys import in_contexts
@@ -100,6 +101,29 @@ def test_models_of_other_dtypes_are_edited_and_undone(corpus, family, dtype):
     assert projection.weight.dtype == dtype
     handle.undo()
     assert_same_bits(model, before)
+
+
+@pytest.mark.parametrize("method", ["emmet", "rome", "memit", "alphaedit"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_bfloat16_model_is_edited_where_it_is(corpus, tmp_path, family, method, device):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, vocab_size=len(tokenizer)).to(device, torch.bfloat16)
+    before, config = bits(model), replace(CONFIG, method=method)
+    statistics = emmet.collect_statistics(model, tokenizer, corpus, layers=[1], tokens=1000)
+    editor = Editor(model, tokenizer, config=config, statistics=statistics)
+    for edits in (EDITS[:2], EDITS[2:]):
+        handle = editor.edit(edits)
+    edited, weight = bits(model), editor.arch.projection(1).weight
+    assert editor.preservation(1).device == handle.delta.layers[1].update.device == weight.device == device
+    editor.save(tmp_path / "ledger")
+    editor.delta().save(tmp_path / "delta")
+    editor.remove([1, 2, 3])
+    assert_same_bits(model, before)
+
+    Editor(model, tokenizer, config=config, statistics=statistics).load(tmp_path / "ledger").undo()
+    assert_same_bits(model, before)
+    Delta.load(tmp_path / "delta").apply(model)
+    assert_same_bits(model, edited)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "falcon"])

@@ -76,6 +76,19 @@ class TestMetric:
         preservation = metric(well_conditioned())
         assert (preservation.dim, preservation.rank, preservation.device) == (10, 10, torch.device("cpu"))
 
+    @pytest.mark.parametrize("count", [1, 40])
+    def test_solves_and_absorbs_where_it_is(self, count: int, device: torch.device) -> None:
+        moment, keys = well_conditioned(50), torch.randn(count, 50, dtype=torch.float64)
+        preservation = Preservation.from_second_moment(torch.from_numpy(moment).to(device))
+        absorbed = preservation.absorb(keys.to(device), 2.0)
+        assert preservation.device == absorbed.device == device
+        expected = np.linalg.solve(moment + 2.0 * keys.numpy().T @ keys.numpy(), keys.numpy().T).T
+        assert relative_error(absorbed.solve(keys.to(device)).cpu().numpy(), expected) < 1e-9
+
+    def test_refuses_keys_of_another_device(self) -> None:
+        with pytest.raises(ShapeError, match="expected keys on cpu, got meta"):
+            metric(well_conditioned()).solve(torch.ones(3, 10, device="meta"))
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_computes_in_float64_whatever_comes_in(self, dtype: torch.dtype) -> None:
         preservation, keys = metric(well_conditioned()), torch.randn(3, 10, dtype=dtype)

@@ -56,6 +56,22 @@ def well_conditioned(n: int, d: int = 10) -> Problem:
     return problem(np.random.default_rng(n), d, n)
 
 
+class TestDevices:
+    @pytest.mark.parametrize("ridge", [0.0, 0.5])
+    @pytest.mark.parametrize("n", [1, 7])
+    def test_is_solved_where_the_metric_is(self, n: int, ridge: float, device: torch.device) -> None:
+        case = well_conditioned(n)
+        preservation, keys, residuals = tensors(case)
+        update = solve(preservation.to(device), keys.to(device), residuals.to(device), ridge)
+        assert update.device == device
+        assert relative_error(delta(update.to("cpu")), delta(solve(preservation, keys, residuals, ridge))) < CLOSE
+
+    def test_tensors_of_another_device_are_refused(self) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(3))
+        with pytest.raises(ShapeError, match="expected residuals on cpu, got meta"):
+            solve(preservation, keys, residuals.to("meta"))
+
+
 class TestDefinitions:
     @pytest.mark.parametrize("n", range(1, 21))
     def test_memit_is_its_definition(self, n: int) -> None:

@@ -76,6 +76,16 @@ class TestForms:
 
 
 class TestApply:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("form", FORMS)
+    def test_adds_in_place_where_the_weight_is(self, form: str, dtype: torch.dtype, device: torch.device) -> None:
+        update, before = update_of(form), numbers(6, 10, seed=3).to(dtype)
+        weight = before.to(device, copy=True)
+        address = weight.data_ptr()
+        update.apply_(weight)
+        assert weight.data_ptr() == address
+        torch.testing.assert_close(weight.cpu(), (before.double() + update.dense()).to(dtype))
+
     @settings(deadline=None)
     @given(
         form=st.sampled_from(FORMS),

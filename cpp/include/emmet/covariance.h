@@ -19,11 +19,11 @@ class Covariance {
   /// Continues from what `sum()` and `count()` gave earlier. `sum` is [dim, dim].
   static Covariance from_sum(const at::Tensor& sum, int64_t count);
 
-  /// Adds keys [..., dim] (float16, bfloat16, float32 or float64). Where `mask` [...] is given, only rows that it
-  /// selects (non-zero) count. Throws NonFiniteError naming the first bad row; nothing is added then.
+  /// Adds keys [..., dim] (float16, bfloat16, float32 or float64) on `device()`. Where `mask` [...] is given, only rows
+  /// that it selects (non-zero) count. Throws NonFiniteError naming the first bad row; nothing is added then.
   void add(const at::Tensor& keys, const std::optional<at::Tensor>& mask = std::nullopt);
 
-  /// Adds what another moment of the same width has seen.
+  /// Adds what another moment of the same width has seen, on whatever device.
   void merge(const Covariance& other);
 
   /// Σ k kᵀ, [dim, dim] float64, symmetric.

@@ -11,7 +11,8 @@ namespace emmet {
 /// The preservation metric: a cached factorisation through which C⁻¹ is applied to keys.
 ///
 /// Keys are rows here and in every public call: K is [n, dim]. With C = L Lᵀ, `whiten` maps k to L⁻¹k, so that
-/// kᵀC⁻¹k' is an inner product of whitened keys, and `unwhiten` maps a whitened key on to C⁻¹k.
+/// kᵀC⁻¹k' is an inner product of whitened keys, and `unwhiten` maps a whitened key on to C⁻¹k. Tensors have to be on
+/// the metric's device, or ShapeError is thrown.
 ///
 /// AlphaEdit is another metric, not another solver: it lets keys act in a subspace only, with an orthonormal basis
 /// Q [dim, rank]. There Q (L Lᵀ)⁻¹ Qᵀ stands for C⁻¹, `whiten` maps k to L⁻¹Qᵀk and `unwhiten` maps a to Q L⁻ᵀa.

@@ -29,7 +29,8 @@ class Ridge {
 ///     Δ = R (KᵀC⁻¹K + μI)⁻¹ KᵀC⁻¹
 ///
 /// with keys K [n, d_in] and residuals R [n, d_out] given as rows (one key [d_in] and one residual [d_out] are taken
-/// as n = 1), any float dtype, float64 inside. μ = 0 is the equality constraint ΔK = R (ROME, EMMET); μ = λ is MEMIT.
+/// as n = 1), any float dtype, on the metric's device; float64 inside. μ = 0 is the equality constraint ΔK = R (ROME,
+/// EMMET); μ = λ is MEMIT.
 ///
 /// With μ = 0 the constraint holds to 1e-6 relative, or DependentKeysError names the keys that prevent it. Throws
 /// ShapeError and NonFiniteError for bad input. Re-entrant.

@@ -33,20 +33,23 @@ class Update {
   /// Δ, [d_out, d_in] float64.
   at::Tensor dense() const;
 
+  c10::Device device() const;
   int64_t rows() const noexcept;     ///< d_out
   int64_t columns() const noexcept;  ///< d_in
   int64_t rank() const noexcept;     ///< width of the factors, or min(d_out, d_in) when dense
   /// Of the solve that made the update; defaults when none did.
   const Diagnostics& diagnostics() const noexcept { return diagnostics_; }
 
-  /// weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D).
+  /// weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D). Where it is on
+  /// another device, a copy of the update is taken there.
   ///
   /// The sum is formed in float64 and rounded to the weight's dtype. Throws ShapeError, or NonFiniteError when
   /// the weight or the sum is not finite; the weight is unchanged then.
   void apply_(at::Tensor weight, bool transposed = false) const;
 
   /// The best approximation Δr of at most this rank ≥ 1 in the metric: of least tr((Δ − Δr) C (Δ − Δr)ᵀ), the
-  /// disturbance of old memories that it adds or leaves out (Eckart and Young 1936, of ΔL where C = L Lᵀ).
+  /// disturbance of old memories that it adds or leaves out (Eckart and Young 1936, of ΔL where C = L Lᵀ). Computed on
+  /// the metric's device.
   ///
   /// Its factors share their scale evenly. Its diagnostics remain those of the solve; what it does to the edits is
   /// `constraint_residual(keys, residuals)`. Throws Error if the metric confines keys to a null space which Δ leaves.
@@ -55,8 +58,8 @@ class Update {
   /// ‖(Δ − Δr)L‖ ≤ tolerance · ‖ΔL‖, Frobenius.
   Update compress_to_tolerance(const Preservation& preservation, double tolerance) const;
 
-  /// ‖ΔK − R‖ / ‖R‖ for keys [n, d_in] and residuals [n, d_out]: by how much the update misses what edits ask for.
-  /// 0 when R is 0.
+  /// ‖ΔK − R‖ / ‖R‖ for keys [n, d_in] and residuals [n, d_out] on `device()`: by how much the update misses what edits
+  /// ask for. 0 when R is 0.
   double constraint_residual(const at::Tensor& keys, const at::Tensor& residuals) const;
 
   Update to(c10::Device device) const;

@@ -174,7 +174,8 @@ class _SharedEdits:
             for done, layer in enumerate(layers):
                 keys = self._keys[batch] if done == 0 else self.editor.keys(self._edits[batch], layer)
                 missing = self._missing[batch] if done == 0 else self._missing_now(batch)
-                update = solve(self.editor.preservation(layer), keys, missing / (len(layers) - done), ridge)
+                metric, residuals = self.editor.preservation(layer), missing / (len(layers) - done)
+                update = solve(metric, keys.to(metric.device), residuals.to(metric.device), ridge)
                 projection = arch.projection(layer)
                 update.apply_(projection.weight, projection.transposed)
                 solves.append(_Solve(layer, update.diagnostics))
