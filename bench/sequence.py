@@ -50,7 +50,7 @@ def sequence(
         missing = targets[batch] - last_token_states(editor.arch, rows[batch], site)
         update = emmet.solve(metric, keys[batch], missing, editor.config.ridge)
         update.apply_(projection.weight, projection.transposed)
-        metric = metric.absorb(keys[batch], absorb)
+        metric = metric.absorb(keys[batch], absorb / (editor.config.ridge or 1.0))
         if done & (done - 1) == 0:
             found[f"first batch, after {done}"] = scores(editor, records[:size])
     found["all, at the end"] = scores(editor, records)
@@ -68,17 +68,20 @@ def main() -> None:
     options_of.add_argument("--batches", type=int, default=16)
     options_of.add_argument("--batch", type=int, default=64)
     options_of.add_argument("--layer", type=int, default=7)
+    options_of.add_argument("--ridge", type=float, default=0.0)
     options_of.add_argument("--contexts-per-step", type=int, default=2)
     options = options_of.parse_args()
 
     model, tokenizer = load(options.model)
-    config = emmet.EditConfig(layers=[options.layer], contexts_per_step=options.contexts_per_step, batch_size=64)
+    config = emmet.EditConfig(
+        layers=[options.layer], ridge=options.ridge, contexts_per_step=options.contexts_per_step, batch_size=64
+    )
     editor = emmet.Editor(model, tokenizer, config=config, statistics=options.stats, value_cache=options.values)
     records = distinct_records(options.records, options.first, options.batches * options.batch)
     targets = editor.values([record.edit for record in records]).targets
     columns = {f"absorb {absorb}": sequence(editor, records, targets, options.batch, absorb) for absorb in (0, 1)}
     rows = [{"": moment, **{name: found[moment] for name, found in columns.items()}} for moment in columns["absorb 0"]]
-    title = f"{' / '.join(SCORES)} of {options.batches} batches of {options.batch}, layer {options.layer}"
+    title = f"{' / '.join(SCORES)} of {options.batches} × {options.batch} edits, layer {options.layer}, ridge {options.ridge:g}"
     report(title, rows, options.json)
 
 
