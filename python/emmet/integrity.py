@@ -21,9 +21,16 @@ def write_with_checksum(path: Path, tensors: Mapping[str, Tensor], metadata: Map
     write_tensors(path, tensors, {**metadata, _CHECKSUM: _checksum(tensors, metadata)})
 
 
-def read_with_checksum(path: Path) -> TensorFile:
-    """Read a file that `write_with_checksum` wrote, bit for bit. Raises FormatError for any other."""
+def read_with_checksum(path: Path, expected_format: str) -> TensorFile:
+    """Read a file that `write_with_checksum` wrote with this "format" in its metadata, bit for bit.
+
+    Raises FormatError for any other.
+    """
     tensors, metadata = read_tensors(path)
+    found = metadata.get("format", "none")
+    if found != expected_format:
+        message = f'{path}: expected the format "{expected_format}", got "{found}"; remove it and make it anew'
+        raise FormatError(message)
     if metadata.pop(_CHECKSUM, None) != _checksum(tensors, metadata):
         message = f"{path} is not what emmet wrote there: it is damaged, or of an earlier version"
         message += "; remove it and make it anew"

@@ -30,7 +30,7 @@ from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
 from .integrity import read_with_checksum, write_with_checksum
 from .progress import Progress, silent
-from .storage import TensorFile, cache_folder, first_line
+from .storage import cache_folder, first_line
 
 # The "format" in the metadata of the files.
 _FORMAT = "emmet statistics 1"
@@ -98,7 +98,7 @@ class LayerStatistics:
     @staticmethod
     def load(path: Path) -> LayerStatistics:
         """Read a file that `save` wrote. Raises FormatError for any other, and where a bit of it has changed."""
-        tensors, metadata = _read(path, _FORMAT)
+        tensors, metadata = read_with_checksum(path, _FORMAT)
         with _well_formed(path):
             return LayerStatistics(
                 layer=int(metadata["layer"]),
@@ -464,7 +464,7 @@ class _Run:
         run = _Run(plan, world)
         if not path.exists():
             return run
-        tensors, metadata = _read(path, _CHECKPOINT_FORMAT)
+        tensors, metadata = read_with_checksum(path, _CHECKPOINT_FORMAT)
         with _well_formed(path):
             if metadata["key"] == plan.key():
                 run._done = int(metadata["sequences"])
@@ -483,15 +483,6 @@ def _adder(layer: int, moment: Covariance) -> Callable[[Tensor], None]:
             raise NonFiniteError(message) from error
 
     return add
-
-
-def _read(path: Path, expected_format: str) -> TensorFile:
-    contents = read_with_checksum(path)
-    found = contents.metadata.get("format", "none")
-    if found != expected_format:
-        message = f'{path}: expected the format "{expected_format}", got "{found}": remove it and collect again'
-        raise FormatError(message)
-    return contents
 
 
 @contextmanager

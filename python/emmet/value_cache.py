@@ -133,8 +133,5 @@ def _write_part(place: Path, keys: Sequence[str], values: Values) -> None:
 
 def _read_part(path: Path) -> tuple[list[str], Values]:
     """Keys and values of a file that `_write_part` wrote, bit for bit. Raises FormatError for any other."""
-    tensors, metadata = read_with_checksum(path)
-    if metadata.get("format") != _FORMAT:
-        message = f'{path}: expected the format "{_FORMAT}", got "{metadata.get("format", "none")}"; remove it'
-        raise FormatError(message)
+    tensors, metadata = read_with_checksum(path, _FORMAT)
     return json.loads(metadata["edits"]), Values(*(tensors[name] for name in _TENSORS))

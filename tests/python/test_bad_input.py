@@ -164,7 +164,7 @@ def test_coinciding_keys(refused: Refused) -> None:
     edits = [{**MOTHER_TONGUE, "prompt": prompt} for prompt in ("{} speaks", "{} is from")]
     path = write_lines(refused.scratch / "bad.jsonl", edits)
     message = refused.edit("--config", settings, edits=path)
-    assert "got dependent ones at indices {0, 1}; leave some of each group out" in message
+    assert "got dependent ones of edits {1, 2}; leave some of each group out" in message
 
 
 # Settings

@@ -25,12 +25,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused(path: Path) -> None:
-    with pytest.raises(FormatError, match=f"^{re.escape(str(path))}.*(damaged|not a readable)"):
-        read_with_checksum(path)
+    with pytest.raises(FormatError, match=f"^{re.escape(str(path))}.*(damaged|not a readable|expected the format)"):
+        read_with_checksum(path, "test 1")
 
 
 def test_content_comes_back(path: Path) -> None:
-    tensors, metadata = read_with_checksum(path)
+    tensors, metadata = read_with_checksum(path, "test 1")
     assert metadata == METADATA
     assert torch.equal(tensors["moment"], torch.arange(12).double().view(3, 4).T)
     assert tensors["half"].dtype == torch.bfloat16
@@ -43,6 +43,11 @@ def test_every_flipped_bit_is_found(path: Path) -> None:
             continue
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         refused(path)
+
+
+def test_a_file_of_another_format_is_named_as_such(path: Path) -> None:
+    with pytest.raises(FormatError, match='expected the format "test 2", got "test 1"'):
+        read_with_checksum(path, "test 2")
 
 
 @pytest.mark.parametrize("change", ["tensor left out", "tensor renamed", "number changed", "entry added", "no sum"])
