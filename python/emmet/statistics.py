@@ -241,10 +241,11 @@ def collect_into_cache(
     *,
     layers: Iterable[int],
     progress: Progress = silent,
+    world: World = ALONE,
 ) -> Statistics:
     """What `collect_statistics` gives for these arguments, kept in the cache folder, so that it is collected once."""
     plan = _plan(model, tokenizer, corpus, layers)
-    return _collected(plan, plan.place_in_cache(), progress=progress)
+    return _collected(plan, plan.place_in_cache(), progress=progress, world=world)
 
 
 def cached_statistics(
@@ -252,7 +253,7 @@ def cached_statistics(
 ) -> Statistics | None:
     """What `collect_into_cache` has collected for these arguments; None if it has not, or not all."""
     plan = _plan(model, tokenizer, corpus, layers)
-    finished = _finished(plan, plan.place_in_cache())
+    finished = _finished(plan, plan.place_in_cache(), ALONE)
     return Statistics(finished.values()) if finished.keys() == plan.fingerprints.keys() else None
 
 
