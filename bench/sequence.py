@@ -81,8 +81,8 @@ def main() -> None:
     targets = editor.values([record.edit for record in records]).targets
     columns = {f"absorb {absorb}": sequence(editor, records, targets, options.batch, absorb) for absorb in (0, 1)}
     rows = [{"": moment, **{name: found[moment] for name, found in columns.items()}} for moment in columns["absorb 0"]]
-    title = f"{' / '.join(SCORES)} of {options.batches} × {options.batch} edits, layer {options.layer}, ridge {options.ridge:g}"
-    report(title, rows, options.json)
+    of = f"{options.batches} × {options.batch} edits, layer {options.layer}, ridge {options.ridge:g}"
+    report(f"{' / '.join(SCORES)} of {of}", rows, options.json)
 
 
 if __name__ == "__main__":
