@@ -32,10 +32,16 @@ def main() -> None:
 
 
 def edit(folder: Path, name: str) -> int:
-    given = {"edit": folder / "edits.jsonl", "edit_again": folder / "edits.jsonl", "edit_nothing": folder / "none"}
+    """`emmet edit` of no file, or of two edits: by all processes, again with their values, or by the first alone."""
+    alone = name == "edit_alone"
+    if alone and os.environ["RANK"] != "0":
+        return 0
+    os.environ["WORLD_SIZE"] = "1" if alone else "2"
+    edits = folder / ("none" if name == "edit_nothing" else "edits.jsonl")
+    values = folder / ("values alone" if alone else "values")
     settings = ["--layers", "0-1", "--method", "memit", "--ridge", "0.1", "--config", folder / "settings.json"]
-    places = ["--stats", folder / "stats", "--values", folder / "values", "--out", folder / name]
-    return cli.main(list(map(str, ["edit", folder / "model", given[name], *settings, *places])))
+    places = ["--stats", folder / "stats", "--values", values, "--out", folder / name]
+    return cli.main(list(map(str, ["edit", folder / "model", edits, *settings, *places])))
 
 
 def collect(folder: Path, name: str) -> int:

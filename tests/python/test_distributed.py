@@ -43,10 +43,10 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run(folder: Path, *steps: str, size: int = 2) -> list[Outcome]:
-    """The outcome of each process, in the environment that torchrun gives them."""
+def run(folder: Path, *steps: str) -> list[Outcome]:
+    """The outcome of each of two processes, in the environment that torchrun gives them."""
     given = [f"{step}:{free_port()}" for step in steps]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(size)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(RANKS), str(folder), *given],
@@ -55,7 +55,7 @@ def run(folder: Path, *steps: str, size: int = 2) -> list[Outcome]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(size)
+        for rank in range(2)
     ]
     return [Outcome(process) for process in processes]
 
@@ -83,7 +83,7 @@ def killed(folder: Path) -> list[Outcome]:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, killed: list[Outcome]) -> list[Outcome]:  # noqa: ARG001
-    return run(folder, "edit_nothing", "collect", "edit", "edit_again")
+    return run(folder, "edit_nothing", "collect", "edit", "edit_again", "edit_alone")
 
 
 def test_all_end_when_one_is_killed(killed: list[Outcome]) -> None:
@@ -115,16 +115,12 @@ def test_statistics_are_those_of_one_process(folder: Path, finished: list[Outcom
 def test_an_edit_is_that_of_one_process(folder: Path, finished: list[Outcome]) -> None:
     assert [process.steps["edit"]["code"] for process in finished] == [0, 0]
     assert [process.steps["edit"]["minimised"] for process in finished] == [1, 1]
-    together = folder / "edit"
-    (folder / "edit").rename(folder / "of two")
-    (folder / "values").rename(folder / "values of two")
-    (alone,) = run(folder, "edit", size=1)
-    assert alone.steps["edit"] == {"step": "edit", "code": 0, "added": 0, "minimised": 2}
+    assert finished[0].steps["edit_alone"]["minimised"] == 2
     for layer in (0, 1):
         name = f"layer.{layer}.safetensors"
-        one, two = (read_tensors(path / name).tensors for path in (together, folder / "of two"))
+        one, two = (read_tensors(folder / path / name).tensors for path in ("edit_alone", "edit"))
         assert all(torch.equal(one[factor], two[factor]) for factor in ("left", "right"))  # same batches, same bits
-    one, two = (contents(folder / path) for path in ("values", "values of two"))
+    one, two = (contents(folder / path) for path in ("values alone", "values"))
     assert one == two
 
 

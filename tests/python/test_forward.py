@@ -39,7 +39,7 @@ def test_states_of_the_last_tokens_equal_those_of_single_rows(family):
     for row, key, output in zip(rows, keys, outputs, strict=True):
         with torch.no_grad():
             hidden = model(torch.tensor([row]), output_hidden_states=True).hidden_states
-        torch.testing.assert_close(output, hidden[3][0, -1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.float(), hidden[3][0, -1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(key, last_token_states(arch, [row], Site.keys(arch, 2))[0], rtol=1e-4, atol=1e-5)
 
 
