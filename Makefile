@@ -112,12 +112,14 @@ types: $(DONE)/dev ## Check types
 
 bench: $(DONE)/dev model ## Time emmet against what is used today (needs EMMET_DATA); figures in build/bench
 	@test -n "$(EMMET_DATA)" || { echo "set EMMET_DATA to a folder with counterfact/ and wikitext-2/"; exit 1; }
+	$(BIN)/pip install --quiet 'emmet-edit[bench]'
 	mkdir -p build/bench
 	model=$$(ls $(MODELS)/*.gguf); records=$(EMMET_DATA)/counterfact/edit-10k.jsonl; \
 	corpus=$$(ls $(EMMET_DATA)/wikitext-2/*.txt | head -n 1); set -e; \
 	run() { name=$$1; shift; \
 	  $(BIN)/python bench/$$name.py --json build/bench/$$name.json "$$@" >build/bench/$$name.md; cat build/bench/$$name.md; }; \
-	run covariance; run solve; run accumulation $$model --corpus $$corpus; run latency $$model --records $$records; \
+	run covariance; run solve; $(BIN)/python bench/plot.py build/bench/solve.json build/bench/solve.svg; \
+	run accumulation $$model --corpus $$corpus; run latency $$model --records $$records; \
 	run evaluate $$model --records $$records --count 200; run values $$model --records $$records
 
 docs: $(DONE)/docs ## Build the documentation site, build/docs

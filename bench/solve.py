@@ -58,7 +58,7 @@ def first_use(moment: Tensor) -> dict[str, object]:
 
 def main() -> None:
     options_of = parser(__doc__)
-    options_of.add_argument("--dims", type=int, nargs="+", default=[1536])
+    options_of.add_argument("--dims", type=int, nargs="+", default=[768, 1536])
     options_of.add_argument("--edits", type=int, nargs="+", default=[1, 16, 256, 1024, 4096, 10000])
     options_of.add_argument("--rounds", type=int, default=3)
     options = options_of.parse_args()

@@ -121,7 +121,7 @@ def main() -> None:
     options_of.add_argument("model")
     options_of.add_argument("--records", type=Path, required=True, help="a file of edits, such as CounterFact's")
     options_of.add_argument("--first", type=int, default=FIRST_EDIT)
-    options_of.add_argument("--edits", type=int, default=24)
+    options_of.add_argument("--edits", type=int, default=16)
     options_of.add_argument("--batch", type=int, default=8)
     options_of.add_argument("--layer", type=int, default=7)
     options = options_of.parse_args()

@@ -106,7 +106,9 @@ class _Objective:
         config: ResolvedConfig,
     ) -> None:
         contexts = len(prompts[0])
-        size = (config.optimizer == "adam" and config.contexts_per_step) or contexts
+        size = contexts
+        if config.optimizer == "adam" and config.contexts_per_step is not None:
+            size = config.contexts_per_step
         self._parts = [slice(first, first + size) for first in range(0, contexts, size)]
         self._turns = [_Contexts(arch, injection, [group[part] for group in prompts]) for part in self._parts]
         self._calls = 0

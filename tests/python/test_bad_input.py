@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from emmet import Edit, EditConfig, EditError, Editor, NonFiniteError, Preservation, Update, cli
 from emmet import editor as emmet_editor
 from tiny import tiny_model, tiny_tokenizer
-from workspace import EDITS, TEXT, contents, save_model, write_lines
+from workspace import EDITS, contents, fill, save_model, write_lines
 
 MOTHER_TONGUE = EDITS[0]
 EASYEDIT = {"prompt": "The mother tongue of Michel Rocard is", "subject": "Michel Rocard", "target_new": "English"}
@@ -28,10 +28,7 @@ EASYEDIT = {"prompt": "The mother tongue of Michel Rocard is", "subject": "Miche
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, edits, a corpus, statistics of layers 1 and 2, and the delta of an earlier edit."""
-    folder = tmp_path_factory.mktemp("workspace")
-    save_model(folder / "model")
-    write_lines(folder / "edits.jsonl", EDITS)
-    (folder / "text.txt").write_text(TEXT)
+    folder = fill(tmp_path_factory.mktemp("workspace"))
     collect(folder / "model", folder / "text.txt", folder / "stats")
     arguments = ["edit", folder / "model", folder / "edits.jsonl", "--stats", folder / "stats", "--layers", "1"]
     assert cli.main([*map(str, arguments), "--out", str(folder / "delta"), "--values", str(folder / "values")]) == 0

@@ -21,7 +21,7 @@ from emmet.errors import ConfigError, EmmetError, LostProcessError
 from emmet.statistics import Statistics
 from emmet.storage import read_tensors
 from ranks import SETTINGS, collect_on
-from workspace import EDITS, TEXT, contents, save_model, write_lines
+from workspace import TEXT, contents, fill
 
 RANKS = Path(__file__).with_name("ranks.py")
 
@@ -62,10 +62,7 @@ def run(folder: Path, *steps: str) -> list[Outcome]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workspace")
-    save_model(folder / "model")
-    write_lines(folder / "edits.jsonl", EDITS)
-    (folder / "text.txt").write_text(TEXT)
+    folder = fill(tmp_path_factory.mktemp("workspace"))
     (folder / "settings.json").write_text(json.dumps(SETTINGS))
     return folder
 

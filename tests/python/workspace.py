@@ -52,6 +52,14 @@ def write_lines(path: Path, records: Sequence[Any]) -> Path:
     return path
 
 
+def fill(folder: Path) -> Path:
+    """Make a model, edits and a corpus in a folder: "model", "edits.jsonl" and "text.txt"."""
+    save_model(folder / "model")
+    write_lines(folder / "edits.jsonl", EDITS)
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
 def write_task(folder: Path) -> Path:
     """Write a task "geography" for lm-eval, which asks QUESTIONS."""
     data = write_lines(folder / "questions.jsonl", QUESTIONS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emmet import cli
-from workspace import EDITS, TEXT, save_model, write_lines
+from workspace import fill
 
 from .runner import Runner
 
@@ -15,10 +15,7 @@ from .runner import Runner
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, edits, a corpus and statistics of all layers."""
-    folder = tmp_path_factory.mktemp("workspace")
-    save_model(folder / "model")
-    write_lines(folder / "edits.jsonl", EDITS)
-    (folder / "text.txt").write_text(TEXT)
+    folder = fill(tmp_path_factory.mktemp("workspace"))
     corpus = str(folder / "text.txt")
     out = str(folder / "stats")
     assert cli.main(["stats", str(folder / "model"), "--corpus", corpus, "--layers", "0-3", "--out", out]) == 0
