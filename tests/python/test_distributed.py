@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -37,16 +36,20 @@ class Outcome:
         self.code = process.returncode
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def run(folder: Path, *steps: str) -> list[Outcome]:
-    """The outcome of each of two processes, in the environment that torchrun gives them."""
-    given = [f"{step}:{free_port()}" for step in steps]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    """The outcome of each of two processes, in the environment that torchrun gives them.
+
+    Like torchrun's agent, this process holds the store of each step, so that it outlives them.
+    """
+    stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in steps]
+    given = [f"{step}:{store.port}" for step, store in zip(steps, stores, strict=True)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, str(RANKS), str(folder), *given],
