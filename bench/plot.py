@@ -19,14 +19,16 @@ Times = dict[tuple[int, int], float]
 
 
 def multiplications(dim: int, edits: int) -> float:
-    """Of a solve with a cached factor and d_out = d / 4, in the cheaper of its two forms."""
+    """Of a solve with a cached factor, a ridge and d_out = d / 4, in the form that fits so many edits."""
     out = dim / 4
-    whiten = edits * dim**2 / 2
-    if edits <= dim:
-        # Whiten and unwhiten; K̃ᵀK̃, effect and cost; the factor of the system and its solves; ΔK.
-        return 2 * whiten + 3 * edits**2 * dim + edits**3 / 6 + edits**2 * (dim + out) / 2 + 2 * edits**2 * out
-    products = edits * dim * (dim + 2 * out)
-    return whiten + products + dim**3 / 6 + dim**2 * out + out * dim**2 / 2
+    whiten, reached = edits * dim**2 / 2, edits * dim * out
+    if edits > dim:
+        return whiten + edits * dim**2 / 2 + dim**3 / 6 + reached + dim**2 * out + reached + out * dim**2 / 2
+    system = edits**2 * dim / 2 + edits**3 / 6 + edits**2 * out
+    if edits * (dim + out) >= dim * out:
+        return whiten + system + reached + out * dim**2 / 2 + reached
+    factors = edits**2 * dim / 2 + edits**2 * out / 2 + edits * dim**2 / 2
+    return whiten + system + factors + edits**2 * dim + edits**2 * out
 
 
 def draw(axes: Axes, times: Times, names: Sequence[int], of: Callable[[int, int], tuple[int, int]], label: str) -> None:

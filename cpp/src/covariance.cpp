@@ -1,9 +1,7 @@
 #include "emmet/covariance.h"
 
 #include <ATen/Context.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/nonzero.h>
-#include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/StringUtil.h>
@@ -13,14 +11,12 @@
 
 #include "checks.h"
 #include "emmet/error.h"
+#include "gram.h"
 
 namespace emmet {
 namespace {
 
-constexpr int64_t kRowsPerFlush = 4096;  // float32 sums over more rows would begin to lose digits
-// Columns of one block row: near 2x fewer flops, products still wide. A GPU needs larger ones to be busy.
-constexpr int64_t kBlock = 256;
-constexpr int64_t kBlockOnGpu = 1024;
+constexpr int64_t kRowsPerFlush = 4096;      // float32 sums over more rows would begin to lose digits
 constexpr double kSymmetryTolerance = 1e-6;  // relative; sums that were made in float32 pass
 
 /// Rows that `mask` [...] selects of keys [..., d], as a boolean [n]; throws ShapeError when the mask does not fit.
@@ -52,18 +48,6 @@ at::ScalarType product_dtype(const at::Tensor& rows) {
 bool sums_halves_in_float32(const at::Tensor& rows) {
   return rows.is_cuda() && (rows.scalar_type() == at::kBFloat16 ||
                             (rows.scalar_type() == at::kHalf && !at::globalContext().allowFP16AccumulationCuBLAS()));
-}
-
-/// total += XᵀX for rows X [n, d], in the upper block triangle. Products are summed in `dtype`.
-void add_products(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype) {
-  const at::NoTF32Guard no_tf32;  // which would drop 13 of the 24 bits of float32 keys
-  const int64_t dim = rows.size(1), block = rows.is_cpu() ? kBlock : kBlockOnGpu;
-  for (int64_t start = 0; start < dim; start += block) {
-    const int64_t height = std::min(block, dim - start), width = dim - start;
-    const at::Tensor left = rows.narrow(1, start, height).t(), right = rows.narrow(1, start, width);
-    const at::Tensor tile = rows.scalar_type() == dtype ? at::mm(left, right) : at::mm(left, right, dtype);
-    total.narrow(0, start, height).narrow(1, start, width).add_(tile);
-  }
 }
 
 }  // namespace
@@ -117,7 +101,7 @@ void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& ma
   const bool as_they_are = dtype == at::kFloat && sums_halves_in_float32(rows);
   for (int64_t start = 0; start < rows.size(0); start += kRowsPerFlush) {
     const at::Tensor chunk = rows.narrow(0, start, std::min(kRowsPerFlush, rows.size(0) - start));
-    add_products(total_, (as_they_are ? chunk : chunk.to(dtype)).contiguous(), dtype);
+    add_gram(total_, (as_they_are ? chunk : chunk.to(dtype)).contiguous(), dtype);
   }
   count_ += rows.size(0);
 }
@@ -132,8 +116,9 @@ void Covariance::merge(const Covariance& other) {
 }
 
 at::Tensor Covariance::sum() const {
-  at::Tensor symmetric = at::triu(total_);
-  return symmetric.add_(at::triu(total_, 1).t());
+  at::Tensor symmetric = total_.clone();
+  mirror_upper_(symmetric);
+  return symmetric;
 }
 
 at::Tensor Covariance::second_moment() const {

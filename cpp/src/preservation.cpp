@@ -22,6 +22,7 @@
 #include "cuda/cholesky_update.h"
 #include "emmet/error.h"
 #include "emmet/safetensors.h"
+#include "gram.h"
 #include "system.h"
 #include "typed_file.h"
 
@@ -175,9 +176,8 @@ at::Tensor Preservation::unwhiten_(const at::Tensor& whitened) const {
 at::Tensor Preservation::solve(const at::Tensor& keys) const { return unwhiten(whiten(keys)).view_as(keys); }
 
 at::Tensor Preservation::gram(const at::Tensor& keys) const {
-  const auto whitened = whiten(keys);
-  const auto product = at::matmul(whitened, whitened.mT());
-  return 0.5 * (product + product.mT());  // a matrix product is symmetric only up to rounding
+  const at::NoGradGuard no_grad;
+  return gram_matrix(whiten(keys).mT());
 }
 
 at::Tensor Preservation::disturbance(const at::Tensor& delta) const {

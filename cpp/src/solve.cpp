@@ -1,7 +1,6 @@
 #include "emmet/solve.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -15,6 +14,7 @@
 #include "checks.h"
 #include "dependent_keys.h"
 #include "emmet/error.h"
+#include "gram.h"
 #include "system.h"
 
 namespace emmet {
@@ -26,7 +26,6 @@ constexpr double kConstraintTolerance = 1e-6;
 // Refinement ends here, or when it no longer gains.
 constexpr double kRefinedResidual = 1e-12;
 constexpr int kRefinements = 3;
-constexpr int64_t kBlockRows = 512;
 
 // The wall clock of what is computed on a device.
 class Stopwatch {
@@ -98,63 +97,88 @@ Factorised factorise(const at::Tensor& gram, const at::Tensor& whitened, const R
                               : with_fixed_ridge(gram, whitened, ridge.value());
 }
 
-// ⟨A Aᵀ, B Bᵀ⟩ = ‖AᵀB‖² for rows A [n, …] and B [n, …], by blocks of the n × n products.
-double inner_product_of_grams(const at::Tensor& A, const at::Tensor& B) {
-  double sum = 0.0;
-  for (int64_t row = 0; row < A.size(0); row += kBlockRows) {
-    const int64_t count = std::min(kBlockRows, A.size(0) - row);
-    const auto of_A = at::matmul(A.narrow(0, row, count), A.mT()), of_B = at::matmul(B.narrow(0, row, count), B.mT());
-    sum += (of_A * of_B).sum().item<double>();
+// A solution X for residuals R and the (ΔK)ᵀ that it reaches, both refined where the constraint is to be met.
+template <typename Answer, typename Reach>
+std::pair<at::Tensor, at::Tensor> refined(at::Tensor X, const at::Tensor& R, double mu, const Answer& answer,
+                                          const Reach& reach) {
+  auto reached = reach(X);
+  for (int i = 0; mu == 0.0 && i < kRefinements && relative_norm(R - reached, R) > kRefinedResidual; ++i) {
+    const auto better = X + answer(R - reached), reached_then = reach(better);
+    if (!(relative_norm(R - reached_then, R) < relative_norm(R - reached, R))) break;
+    X = better;
+    reached = reached_then;
   }
-  return sum;
+  return {X, reached};
 }
 
-// ‖ΔK − R‖ / ‖R‖ of Δ = leftᵀ right, after `left` was refined where the constraint is to be met.
-double refine(at::Tensor& left, const at::Tensor& right, const System& system, const at::Tensor& K, const at::Tensor& R,
-              double mu) {
-  const auto effect = at::matmul(K, right.mT());  // (ΔK)ᵀ = effect · left, with the factors as they came out
-  auto error = at::addmm(R, effect, left, 1, -1);
-  for (int i = 0; mu == 0.0 && i < kRefinements && relative_norm(error, R) > kRefinedResidual; ++i) {
-    const auto refined = left + system.half_solve_(error.clone());
-    const auto remaining = at::addmm(R, effect, refined, 1, -1);
-    if (!(remaining.norm().item<double>() < error.norm().item<double>())) break;
-    left = refined;
-    error = remaining;
-  }
-  return relative_norm(error, R);
+// What an n × n system S = KᵀC⁻¹K + μI found, where `multipliers` are S⁻¹R: tr(Δ C Δᵀ) = ⟨S⁻¹R, (ΔK)ᵀ⟩.
+void describe(Diagnostics& diagnostics, const Factorised& factorised, const at::Tensor& R,
+              const at::Tensor& multipliers, const at::Tensor& reached) {
+  diagnostics.condition = factorised.system.condition();
+  diagnostics.ridge = factorised.ridge;
+  diagnostics.constraint_residual = relative_norm(R - reached, R);
+  diagnostics.preservation_cost = (multipliers * reached).sum().item<double>();
 }
 
-// With KᵀC⁻¹K + μI = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹: an n × n system, for n <= d_in. T is shared between the factors so
-// that neither is much larger than Δ; otherwise their product would lose digits. A, then Q, then `right` share one
-// memory.
-Update solve_by_edits(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
-                      const Ridge& ridge, Diagnostics diagnostics) {
+void require_constraint(const Diagnostics& diagnostics, const Preservation& preservation, const at::Tensor& K) {
+  require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
+  if (diagnostics.ridge == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) {
+    throw_dependent_keys(preservation.whiten(K));
+  }
+}
+
+// With S = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹ for few edits. T is shared between the factors so that neither is much larger
+// than Δ; otherwise their product would lose digits. A, then Q, then `right` share one memory.
+Update solve_for_factors(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A,
+                         const at::Tensor& R, const Ridge& ridge, Diagnostics diagnostics) {
   Stopwatch stopwatch(A.device());
-  const auto [system, mu] = factorise(at::matmul(A, A.mT()), A, ridge);
-  const auto Q = system.half_solve_(A);                                   // [n, rank], orthonormal rows when μ = 0
-  auto left = system.half_solve_(R.clone(at::MemoryFormat::Contiguous));  // [n, d_out]
-  diagnostics.preservation_cost = inner_product_of_grams(Q, left);        // ‖QᵀT⁻¹R‖²: Δ itself is not formed
+  const auto factorised = factorise(gram_matrix(A.mT()), A, ridge);
+  const auto& system = factorised.system;
+  const auto multipliers = system.solve(R);  // [n, d_out]
+  const auto Q = system.half_solve_(A);      // [n, rank], orthonormal rows when μ = 0
   diagnostics.seconds_system = stopwatch.lap();
-
   const auto right = preservation.unwhiten_(Q);  // [n, d_in]
   diagnostics.seconds_whiten += stopwatch.lap();
 
-  diagnostics.condition = system.condition();
-  diagnostics.ridge = mu;
-  diagnostics.constraint_residual = refine(left, right, system, K, R, mu);
+  const auto effect = at::matmul(K, right.mT());  // (ΔK)ᵀ = effect · left, with the factor as it came out
+  const auto half_solve = [&](const at::Tensor& B) {
+    return system.half_solve_(B.clone(at::MemoryFormat::Contiguous));
+  };
+  const auto [left, reached] = refined(half_solve(R), R, factorised.ridge, half_solve,
+                                       [&](const at::Tensor& X) { return at::matmul(effect, X); });
+  describe(diagnostics, factorised, R, multipliers, reached);
   diagnostics.seconds_system += stopwatch.lap();
-  require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
-  if (mu == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) {
-    throw_dependent_keys(preservation.whiten(K));
-  }
+  require_constraint(diagnostics, preservation, K);
   return Update::from_factors(left.mT(), right, diagnostics);
+}
+
+// Δ = (S⁻¹R)ᵀA · L⁻¹ for more edits, where Δ is smaller than its factors, and quicker to find.
+Update solve_for_delta(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
+                       const Ridge& ridge, Diagnostics diagnostics) {
+  Stopwatch stopwatch(A.device());
+  const auto factorised = factorise(gram_matrix(A.mT()), A, ridge);
+  const auto multipliers = factorised.system.solve(R);       // [n, d_out]
+  const auto disturbance = at::matmul(multipliers.mT(), A);  // Δ L, [d_out, rank]
+  diagnostics.seconds_system = stopwatch.lap();
+  const auto first = preservation.unwhiten_(disturbance);
+  diagnostics.seconds_whiten += stopwatch.lap();
+
+  const auto answer = [&](const at::Tensor& B) {
+    return preservation.unwhiten_(at::matmul(factorised.system.solve(B).mT(), A));
+  };
+  const auto [delta, reached] =
+      refined(first, R, factorised.ridge, answer, [&](const at::Tensor& X) { return at::matmul(K, X.mT()); });
+  describe(diagnostics, factorised, R, multipliers, reached);
+  diagnostics.seconds_system += stopwatch.lap();
+  require_constraint(diagnostics, preservation, K);
+  return Update::from_dense(delta, diagnostics);
 }
 
 // Δ = Zᵀ L⁻¹ with (AᵀA + μI) Z = AᵀR: one unknown a dimension, for n > d_in (the push-through identity).
 Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A, const at::Tensor& R,
                            const Ridge& ridge, Diagnostics diagnostics) {
   Stopwatch stopwatch(A.device());
-  const auto [system, mu] = factorise(at::matmul(A.mT(), A), A, ridge);
+  const auto [system, mu] = factorise(gram_matrix(A), A, ridge);
   const auto Z = system.solve(at::matmul(A.mT(), R));  // [rank, d_out]
   diagnostics.condition = system.condition();
   diagnostics.ridge = mu;
@@ -186,20 +210,20 @@ Ridge Ridge::automatic(double max_condition) {
 
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge) {
   const at::NoGradGuard no_grad;
-  const auto device = preservation.device();
-  const auto K = as_rows(keys, preservation.dim(), device, "keys");  // [n, d_in]
-  const int64_t d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
-  const auto R = as_rows(residuals, d_out, device, "residuals");  // [n, d_out]
-  if (K.size(0) != R.size(0)) {
-    throw ShapeError(c10::str("expected as many residuals as keys, got ", R.size(0), " and ", K.size(0),
-                              "; give one row of each an edit"));
-  }
   Diagnostics diagnostics;
-  Stopwatch stopwatch(device);
-  const auto A = preservation.whiten(K);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
+  Stopwatch stopwatch(preservation.device());
+  const auto A = preservation.whiten(keys);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
   diagnostics.seconds_whiten = stopwatch.lap();
-  return A.size(0) <= A.size(1) ? solve_by_edits(preservation, K, A, R, ridge, diagnostics)
-                                : solve_by_dimensions(preservation, A, R, ridge, diagnostics);
+  const int64_t n = A.size(0), d_in = preservation.dim(), d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
+  const auto R = as_rows(residuals, d_out, preservation.device(), "residuals");  // [n, d_out]
+  if (R.size(0) != n) {
+    throw ShapeError(
+        c10::str("expected as many residuals as keys, got ", R.size(0), " and ", n, "; give one row of each an edit"));
+  }
+  if (n > A.size(1)) return solve_by_dimensions(preservation, A, R, ridge, diagnostics);
+  const auto K = as_rows(keys, d_in, preservation.device(), "keys");
+  if (n * (d_in + d_out) < d_in * d_out) return solve_for_factors(preservation, K, A, R, ridge, diagnostics);
+  return solve_for_delta(preservation, K, A, R, ridge, diagnostics);
 }
 
 Update rome(const Preservation& preservation, const at::Tensor& key, const at::Tensor& residual) {
