@@ -27,6 +27,17 @@ from .plan import Run, layers_text
 from .results import Results, RunResult
 from .task import DRIFT_BATCHES
 
+_OF_VALUES = (
+    "optimizer",
+    "learning_rate",
+    "contexts_per_step",
+    "steps",
+    "clamp",
+    "weight_decay",
+    "kl_factor",
+    "stop_loss",
+)
+
 _BANDS = "Bands are 95 % intervals. The dotted line is the unedited model, where that is near."
 
 
@@ -75,8 +86,9 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     repeated = f"{facts['repetitions']:,} left out, as an earlier one has the same prompt and subject"
     yield "model", f"{facts['model']} in {facts['dtype']}"
     yield "records", f"{facts['records']:,} of {facts['data']}; {repeated}; {facts['scored']:,} scored"
-    for layer, source in facts["statistics"].items():
-        yield f"statistics of layer {layer}", source
+    for source in dict.fromkeys(facts["statistics"].values()):
+        of_source = [int(layer) for layer, of_layer in facts["statistics"].items() if of_layer == source]
+        yield "statistics", f"{source}, of layers {layers_text(of_source)}"
     for settings, runs in grouped(results.runs, _value_settings).items():
         yield f"values of {', '.join(dict.fromkeys(one.run.config.method for one in runs))}", settings
     if any(one.run.sequential for one in results.runs):
@@ -90,8 +102,7 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def _value_settings(run: Run) -> str:
-    names = ("optimizer", "learning_rate", "steps", "clamp", "weight_decay", "kl_factor", "stop_loss")
-    return ", ".join(f"{name} {getattr(run.config, name)}" for name in names)
+    return ", ".join(f"{name} {getattr(run.config, name)}" for name in _OF_VALUES)
 
 
 def _failures(results: Results) -> Iterator[str]:
