@@ -1,4 +1,5 @@
-# `make help` lists the targets. All of them work from a bare clone, with python3, its venv module and a C++ compiler.
+# `make help` lists the targets. They work from a bare clone, with python3, its venv module and headers and a C++
+# compiler; GoogleTest comes from Debian's package manager, and those that need more say so.
 
 PYTHON ?= python3
 EMMET_WERROR ?= OFF
@@ -13,7 +14,7 @@ MODELS := build/models
 
 # An exact version, because a range may draw a CUDA build of several GB where a CPU build is at hand.
 TORCH := $(shell sed -n 's/^requires = .*"\(torch==[0-9.]*\)\.\*".*/\1.0/p' pyproject.toml)
-CPP := $(shell find cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CPP := $(shell find cpp tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildcard cmake/*) \
   $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.in')
 

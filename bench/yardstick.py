@@ -2,7 +2,7 @@
 
 Written from the papers' description (Meng et al. 2022 and 2023): each step runs the whole model forward and backward
 over one right-padded batch of the bare prompt, the prefixed ones and "{subject} is a", and projects every position to
-the vocabulary.
+the vocabulary. As there, weights need no gradient, but the layers below the edit are run all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emmet.config import ResolvedConfig
+from emmet.hooks import frozen
 from emmet.tokens import Prompt, pad_rows
 
 
@@ -33,7 +34,7 @@ def published_value(
     """v* at the output of a decoder layer; `prompts` are the edit's with target, `essence` is "{subject} is a"."""
     delta = torch.zeros(model.config.hidden_size, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
-    with _Shifted(model, layer, prompts, essence, delta) as shifted:
+    with frozen(model), _Shifted(model, layer, prompts, essence, delta) as shifted:
         unedited: Tensor | None = None
         for step in range(1, config.steps + 1):
             optimiser.zero_grad()
