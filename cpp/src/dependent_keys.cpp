@@ -19,7 +19,7 @@ namespace {
 using Groups = std::vector<std::vector<int64_t>>;
 
 // Keys whose cosine is closer to ±1 than this coincide.
-constexpr double kCoincidence = 1e-8;
+constexpr double kCoincidence = 1e-12;
 // Eigenvalues of the matrix of cosines below this belong to a dependency.
 constexpr double kNullEigenvalue = 1e-10;
 // A key takes part in a dependency when its coefficient in it reaches this share of the largest.

@@ -69,9 +69,9 @@ Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, 
   System system(with_ridge_(gram, ridge));
   if (system.condition() > kLargestCondition) {
     if (ridge == 0.0) throw_dependent_keys(whitened);
-    throw Error(c10::str("expected a ridge that makes the system definite, got ", ridge,
-                         " beside a squared key length of ", longest,
-                         "; use a larger ridge, or have it chosen (automatic)"));
+    throw NotPositiveDefiniteError(c10::str("expected a ridge that makes the system definite, got ", ridge,
+                                            " beside a squared key length of ", longest,
+                                            "; use a larger ridge, or have it chosen (automatic)"));
   }
   return {std::move(system), ridge};
 }
@@ -122,9 +122,13 @@ void describe(Diagnostics& diagnostics, const Factorised& factorised, const at::
 
 void require_constraint(const Diagnostics& diagnostics, const Preservation& preservation, const at::Tensor& K) {
   require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
-  if (diagnostics.ridge == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) {
-    throw_dependent_keys(preservation.whiten(K));
+  if (diagnostics.ridge > 0.0 || diagnostics.constraint_residual <= kConstraintTolerance) return;
+  if (preservation.factor().scalar_type() != at::kDouble) {
+    throw NotPositiveDefiniteError(
+        c10::str("expected keys that a metric in float32 can tell apart, got a condition of ", diagnostics.condition,
+                 "; solve with the metric in float64, or use a ridge"));
   }
+  throw_dependent_keys(preservation.whiten(K));
 }
 
 // With S = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹ for few edits. T is shared between the factors so that neither is much larger
@@ -200,8 +204,9 @@ Ridge::Ridge(double value) : value_(value) {
 }
 
 Ridge Ridge::automatic(double max_condition) {
-  if (!(std::isfinite(max_condition) && max_condition > 1)) {
-    throw Error(c10::str("expected max_condition > 1, got ", max_condition, "; 1e8 suits float64"));
+  if (!(max_condition > 1 && max_condition <= kLargestCondition)) {
+    throw Error(c10::str("expected max_condition > 1 and at most ", kLargestCondition, ", got ", max_condition,
+                         "; 1e8 suits float64"));
   }
   Ridge ridge(max_condition);
   ridge.automatic_ = true;
@@ -210,18 +215,22 @@ Ridge Ridge::automatic(double max_condition) {
 
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge) {
   const at::NoGradGuard no_grad;
-  Diagnostics diagnostics;
-  Stopwatch stopwatch(preservation.device());
-  const auto A = preservation.whiten(keys);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
-  diagnostics.seconds_whiten = stopwatch.lap();
-  const int64_t n = A.size(0), d_in = preservation.dim(), d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
-  const auto R = as_rows(residuals, d_out, preservation.device(), "residuals");  // [n, d_out]
+  const auto device = preservation.device();
+  auto K = as_rows(keys, preservation.dim(), device, "keys");  // [n, d_in]
+  const int64_t n = K.size(0), d_in = K.size(1), d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
+  const auto R = as_rows(residuals, d_out, device, "residuals");  // [n, d_out]
   if (R.size(0) != n) {
     throw ShapeError(
         c10::str("expected as many residuals as keys, got ", R.size(0), " and ", n, "; give one row of each an edit"));
   }
-  if (n > A.size(1)) return solve_by_dimensions(preservation, A, R, ridge, diagnostics);
-  const auto K = as_rows(keys, d_in, preservation.device(), "keys");
+  Diagnostics diagnostics;
+  Stopwatch stopwatch(device);
+  const auto A = preservation.whiten(K);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
+  diagnostics.seconds_whiten = stopwatch.lap();
+  if (n > A.size(1)) {
+    K.reset();  // its memory is needed
+    return solve_by_dimensions(preservation, A, R, ridge, diagnostics);
+  }
   if (n * (d_in + d_out) < d_in * d_out) return solve_for_factors(preservation, K, A, R, ridge, diagnostics);
   return solve_for_delta(preservation, K, A, R, ridge, diagnostics);
 }

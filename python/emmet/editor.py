@@ -49,10 +49,9 @@ class _State:
 class Change:
     """A change of an editor's model, and how to take it back."""
 
-    def __init__(self, editor: Editor, after: _State, backup: Backup) -> None:
+    def __init__(self, editor: Editor, after: _State) -> None:
         self._editor = editor
         self._after = after
-        self._backup = backup
 
     def undo(self) -> None:
         """Give every edited weight the very bits that it had before, and the editor's ledger its former entries.
@@ -76,14 +75,13 @@ class EditHandle(Change):
         self,
         editor: Editor,
         after: _State,
-        backup: Backup,
         *,
         delta: Delta,
         values: Values,
         entries: tuple[Entry, ...],
         replaced: tuple[Entry, ...],
     ) -> None:
-        super().__init__(editor, after, backup)
+        super().__init__(editor, after)
         self.delta = delta
         self.values = values
         self.entries = entries
@@ -154,7 +152,7 @@ class Editor:
         prompts = self._prompts(edits)
         size = 1 if self.config.method == "rome" else len(edits)
         values: list[Values] = []
-        with self._changing() as (ledger, backup):
+        with self._changing() as ledger:
             replaced = ledger.replaced_by(edits)
             if replaced:
                 ledger = self._without(ledger, {entry.id for entry in replaced})
@@ -168,7 +166,6 @@ class Editor:
             handle = EditHandle(
                 self,
                 _State(ledger, self._digests()),
-                backup,
                 delta=self._delta(ledger.batches[len(before) :], digests),
                 values=Values.joined(values),
                 entries=entries,
@@ -189,8 +186,8 @@ class Editor:
 
         On any exception weights and ledger are left as they were. Raises EmmetError for ids that are not in the ledger.
         """
-        with self._changing() as (ledger, backup):
-            change = Change(self, _State(self._without(ledger, set(ids)), self._digests()), backup)
+        with self._changing() as ledger:
+            change = Change(self, _State(self._without(ledger, set(ids)), self._digests()))
             self._changes.append(change)
         return change
 
@@ -223,11 +220,11 @@ class Editor:
         self._check_base(base)
         for batch in kept.batches:
             _check_solves_alike(batch.config, self.config)
-        with self._changing() as (ledger, backup):
+        with self._changing() as ledger:
             for batch in kept.batches:
                 ledger = self._with(ledger, batch, batch.given.__getitem__)
             ledger = replace(ledger, last_id=kept.last_id)
-            change = Change(self, _State(ledger, self._digests()), backup)
+            change = Change(self, _State(ledger, self._digests()))
             self._changes.append(change)
         if kept.batches and _ask_for_same_prefixes(kept.batches[-1].config, self.config):
             self._prefixes = kept.batches[-1].prefixes
@@ -272,8 +269,8 @@ class Editor:
         return self._changes[-1]._after if self._changes else self._unedited
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[Ledger, Backup]]:
-        """Yield the ledger as it is, and a backup that gives the weights their bits back if the body raises."""
+    def _changing(self) -> Iterator[Ledger]:
+        """Yield the ledger as it is; weights get their bits back if the body raises."""
         digests, backup, count = self._digests(), Backup(self._weights()), len(self._changes)
         if not self._changes:
             self._unedited, self._base = _State(Ledger(), digests), backup
@@ -282,7 +279,7 @@ class Editor:
             message += "undo that first, or make a new Editor for the model as it is now"
             raise EmmetError(message)
         try:
-            yield self._state.ledger, backup
+            yield self._state.ledger
         except BaseException:
             del self._changes[count:]
             backup.restore()
@@ -295,8 +292,15 @@ class Editor:
         if self._changes[-1] is not change:
             message = "expected the latest edit, got an earlier one: undo the later edits first"
             raise EmmetError(message)
-        change._backup.restore()
-        self._changes.pop()
+        before = self._changes[-2]._after if len(self._changes) > 1 else self._unedited
+        edited, changes = Backup(self._weights()), self._changes.copy()
+        try:
+            self._write(before.ledger.batches)
+            self._changes.pop()
+        except BaseException:
+            self._changes[:] = changes
+            edited.restore()
+            raise
 
     def _checked_statistics(
         self, statistics: Statistics | str | PathLike[str] | None, corpus: str | Path

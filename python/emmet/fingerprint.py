@@ -31,7 +31,7 @@ def layer_fingerprint(arch: Architecture, layer: int) -> str:
 
 
 def layer_fingerprints(arch: Architecture, layers: Iterable[int]) -> dict[int, str]:
-    """For each of `layers`, a hash of the stored tensors that its keys depend on.
+    """For each of `layers`, a hash of what its keys depend on: the config, and stored tensors.
 
     These are the ones outside the decoder layers, those of the layers below, and those of the layer itself without its
     MLP output projection. So the fingerprint outlives an edit of that layer, or of one above, just as the keys do.
@@ -40,7 +40,7 @@ def layer_fingerprints(arch: Architecture, layers: Iterable[int]) -> dict[int, s
     projections = {layer: arch.projection(layer).name for layer in layers}
     inside = f"{arch.layers_name}."
     below = hashlib.blake2b(digest_size=16)
-    below.update(_joined(_digests(arch.model, leave_out=inside)))
+    below.update(_joined(_digests(arch.model, leave_out=inside)) + _described(arch))
 
     fingerprints = {}
     for layer in range(max(projections, default=-1) + 1):
@@ -59,18 +59,21 @@ def model_fingerprint(arch: Architecture) -> str:
 
     It reads every weight, about a second for each GB: nothing less is safe, as weights can change behind torch's back.
     """
-    config = arch.model.config.to_dict()
-    described = {name: value for name, value in config.items() if name not in _NOT_COMPUTED_WITH}
-    digest = hashlib.blake2b(_joined(_digests(arch.model)), digest_size=16)
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return hashlib.blake2b(_joined(_digests(arch.model)) + _described(arch), digest_size=16).hexdigest()
 
 
 def rest_fingerprint(arch: Architecture, layers: Iterable[int]) -> str:
-    """A hash of all stored tensors but the weights that edits of `layers` change."""
+    """A hash of the config and of all stored tensors but the weights that edits of `layers` change."""
     edited = {f"{arch.projection(layer).name}.weight" for layer in layers}
     rest = _joined(item for item in _digests(arch.model) if item[0] not in edited)
-    return hashlib.blake2b(rest, digest_size=16).hexdigest()
+    return hashlib.blake2b(rest + _described(arch), digest_size=16).hexdigest()
+
+
+def _described(arch: Architecture) -> bytes:
+    """The config, as far as outputs depend on it: two models may differ in nothing else, as in the scale of RoPE."""
+    config = arch.model.config.to_dict()
+    described = {name: value for name, value in config.items() if name not in _NOT_COMPUTED_WITH}
+    return json.dumps(described, sort_keys=True, default=str).encode()
 
 
 def _digests(module: nn.Module, *, prefix: str = "", leave_out: str | None = None) -> Iterator[tuple[str, bytes]]:

@@ -257,10 +257,23 @@ TEST(Solve, NothingCanBeDoneWithZeroKeys) {
   EXPECT_EQ(emmet::solve(metric(), keys, residuals, 1.0).dense().abs().max().item<double>(), 0.0);
 }
 
+TEST(Solve, RefusesRidgesThatLeaveTheSystemSingular) {
+  const at::Tensor keys = with_row(6, row(1)), residuals = random({8, kOut}, 3);
+  EXPECT_THROW(emmet::solve(metric(), keys, residuals, 1e-15), emmet::NotPositiveDefiniteError);
+}
+
+TEST(Solve, SaysThatFloat32IsNotEnoughForKeysThatAlmostCoincide) {
+  at::Tensor keys = random({6, kIn}, 2);
+  keys[1].mul_(2e-4).add_(keys[0]);
+  const at::Tensor residuals = random({6, kOut}, 3);
+  EXPECT_NO_THROW(emmet::emmet(metric(), keys, residuals));
+  EXPECT_THROW(emmet::emmet(metric().in_float32(), keys, residuals), emmet::NotPositiveDefiniteError);
+}
+
 TEST(Solve, RefusesRidgesThatAreNone) {
   const double infinity = std::numeric_limits<double>::infinity();
   for (const double ridge : {-1.0, infinity, std::nan("")}) EXPECT_THROW(Ridge{ridge}, emmet::Error) << ridge;
-  for (const double bound : {1.0, -5.0, infinity, std::nan("")}) {
+  for (const double bound : {1.0, -5.0, 1e13, infinity, std::nan("")}) {
     EXPECT_THROW(Ridge::automatic(bound), emmet::Error) << bound;
   }
   for (const double lambda : {0.0, -1.0, infinity, std::nan("")}) {

@@ -277,6 +277,26 @@ def test_an_exception_at_any_stage_leaves_the_model_as_it_was(corpus, monkeypatc
     assert_same_bits(editor.arch.model, before)
 
 
+def test_an_undo_that_is_interrupted_leaves_the_edit_in_effect(corpus, monkeypatch):
+    editor = make_editor(corpus)
+    unedited = bits(editor.arch.model)
+    first, second = editor.edit(EDITS[:1]), editor.edit(EDITS[1:])
+    edited = bits(editor.arch.model)
+
+    def interrupt(_updates):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(emmet.editor, "summed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        second.undo()
+    assert_same_bits(editor.arch.model, edited)
+    assert len(editor.list()) == len(EDITS)
+    monkeypatch.undo()
+    second.undo()
+    first.undo()
+    assert_same_bits(editor.arch.model, unedited)
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_during_the_optimisation_leaves_the_model_as_it_was(corpus):
     editor = make_editor(corpus)

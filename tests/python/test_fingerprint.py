@@ -101,6 +101,13 @@ def test_layer_fingerprint_depends_on_the_dtype() -> None:
     assert layer_fingerprint(discover(model.double()), 0) != before
 
 
+def test_layer_fingerprint_depends_on_the_config() -> None:
+    model = tiny_model("llama", vocab_size=20)
+    before = layer_fingerprint(discover(model), 0)
+    model.config.rms_norm_eps *= 2
+    assert layer_fingerprint(discover(model), 0) != before
+
+
 def test_layer_out_of_range() -> None:
     with pytest.raises(ConfigError, match="layer 4 is out of range"):
         layer_fingerprint(discover(tiny_model("llama", vocab_size=20)), 4)

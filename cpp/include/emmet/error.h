@@ -26,7 +26,8 @@ class NonFiniteError : public Error {
   using Error::Error;
 };
 
-/// The second moment has no Cholesky factor: too few keys were seen, or it is not a second moment.
+/// The second moment has no Cholesky factor, as too few keys were seen, or it is not a second moment; or a system is
+/// singular to working precision for all its ridge.
 class NotPositiveDefiniteError : public Error {
  public:
   using Error::Error;

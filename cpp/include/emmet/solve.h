@@ -12,7 +12,8 @@ class Ridge {
  public:
   /// A fixed μ; throws Error when it is negative or not finite.
   Ridge(double value);  // NOLINT(google-explicit-constructor): a number is a ridge
-  /// 0 while the condition number stays below `max_condition`; otherwise what brings it down to that.
+  /// 0 while the condition number of the system, scaled to unit diagonal, is at most `max_condition` (above 1, to
+  /// 1e12); otherwise what brings that of the unscaled system down to it.
   static Ridge automatic(double max_condition = 1e8);
 
   bool is_automatic() const noexcept { return automatic_; }

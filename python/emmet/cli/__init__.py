@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `emmet` with `arguments` (those of the process by default) and return its exit code.
 
     0: done. 1: another process of the run died. 2: the input is at fault, or the disk is full; one line on standard
-    error says how. 130: interrupted by Ctrl-C. Unless it is 0, nothing is written but the cache and the checkpoint of
-    `emmet stats`. Other errors, which are emmet's own, propagate. Of several processes, which torchrun starts, only the
-    first prints.
+    error says how. 130: interrupted by Ctrl-C. Whatever was written before an exit other than 0 is whole, and the same
+    command goes on from there (docs/reliability.md). Other errors, which are emmet's own, propagate. Of several
+    processes, which torchrun starts, only the first prints.
     """
     world = ALONE
     try:

@@ -23,7 +23,7 @@ from .arguments import (
     whole_number,
 )
 from .export import FORMATS, FORMATS_HELP, write_update
-from .inputs import check_apart, edit_config, load_model, read_statistics
+from .inputs import UnchangedLedger, check_apart, edit_config, load_model, read_statistics
 from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def _edit(options: argparse.Namespace) -> None:
     values = options.values or cache_folder() / "values"
     check_folder(values)
     check_apart(options.out, options.model, options.records, options.stats, values)
+    unchanged = None if options.ledger is None else UnchangedLedger(options.ledger)
     known = None if options.ledger is None else _known_ledger(options)
     _check_exportable(options, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
     statistics = None
@@ -124,6 +125,8 @@ def _edit(options: argparse.Namespace) -> None:
             handle = editor.edit(edits, author=options.author)
         if options.world.rank > 0:
             return  # the first process writes and prints
+        if unchanged is not None:
+            unchanged.check()
         with watch.stage("write"):
             if options.format == "model":
                 save_model(model, tokenizer, editor.delta(), options.out, progress)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import EditConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, EmmetError
+from ..output import MANIFEST
 from ..progress import Progress
 from .terminal import Stopwatch
 
@@ -58,6 +59,29 @@ def read_statistics(folder: Path, layers: Collection[int]) -> Statistics | Path:
 
     statistics = Statistics.load(folder, layers)
     return statistics if layers else folder
+
+
+class UnchangedLedger:
+    """The folder of a ledger, new or not, that nothing else may write while a command works on its edits."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._manifest = self._read()
+
+    def check(self) -> None:
+        """Raise EmmetError if the ledger is not what it was: its new edits would be lost."""
+        if self._read() != self._manifest:
+            message = (
+                f"expected the ledger {self._folder} as it was when this command began, got a changed one: another "
+            )
+            message += "command has written it meanwhile; run this one again"
+            raise EmmetError(message)
+
+    def _read(self) -> bytes | None:
+        try:
+            return (self._folder / MANIFEST).read_bytes()
+        except OSError:
+            return None
 
 
 def check_apart(out: Path, *inputs: str | Path | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .arguments import add_output, command, whole_number
-from .inputs import check_apart, load_model
+from .inputs import UnchangedLedger, check_apart, load_model
 from .terminal import Stopwatch, print_rows, progress_bars
 
 
@@ -65,6 +65,7 @@ def _remove(options: argparse.Namespace) -> None:
     from ..ledger import Ledger
     from ..output import check_output
 
+    unchanged = UnchangedLedger(options.ledger)
     ledger, base = Ledger.load(options.ledger)
     ledger.first_with(options.ids)  # unknown ids are reported before the model is loaded
     options.model = options.model or base.name
@@ -82,6 +83,7 @@ def _remove(options: argparse.Namespace) -> None:
             editor.load(options.ledger)
         with watch.stage("remove"):
             editor.remove(options.ids)
+        unchanged.check()
         with watch.stage("write"):
             editor.delta().save(options.out)
             editor.save(options.ledger)

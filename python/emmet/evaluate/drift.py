@@ -97,8 +97,8 @@ def measure_drift(
     sequences = list(text.token_sequences(arch.model, tokenizer, tokens=tokens, length=length, progress=progress))
     layers = {layer: _layer_drift(arch, delta, layer) for layer in delta.layers}
     unedited = delta.apply(arch.model)
-    edited = Backup(arch.projection(layer).weight for layer in delta.layers)
     try:
+        edited = Backup(arch.projection(layer).weight for layer in delta.layers)
         return Drift(str(text), text_drift(arch, sequences, unedited, edited, progress), layers)
     finally:
         unedited.restore()

@@ -87,7 +87,7 @@ def _write(path: Path, architecture: str, rank: int, tensors: Mapping[str, Tenso
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, float(rank))
     for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor.numpy())
+        writer.add_tensor(name, tensor.cpu().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

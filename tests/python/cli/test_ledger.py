@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from emmet import EmmetError, Update
+from emmet import Editor, EmmetError, Update, cli
 from emmet.delta import Delta
 from emmet.export import save_peft
 from workspace import EDITS, contents, write_lines
@@ -48,6 +49,29 @@ def test_ledger(folder: Path, tmp_path: Path, run: Runner) -> None:
     assert run("ledger", "list", ledger)["edits"] == "0"
     assert set(contents(delta)) == {"emmet.json"}
     assert "got one that has none left" in refused_export(delta, tmp_path / "adapter")
+
+
+def test_a_ledger_that_another_command_wrote_meanwhile_is_kept(
+    folder: Path,
+    tmp_path: Path,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ledger = tmp_path / "ledger"
+    edit = Editor.edit
+
+    def edit_beside_another(editor: Editor, *arguments: Any, **settings: Any) -> Any:
+        monkeypatch.setattr(Editor, "edit", edit)
+        run(*edit_arguments(folder, "--out", tmp_path / "other", "--ledger", ledger, "--limit", "1"))
+        return edit(editor, *arguments, **settings)
+
+    monkeypatch.setattr(Editor, "edit", edit_beside_another)
+    refused = edit_arguments(folder, "--out", tmp_path / "delta", "--ledger", ledger)
+    assert cli.main(list(map(str, refused))) == 2
+    assert "got a changed one: another command has written it meanwhile" in capsys.readouterr().err
+    assert run("ledger", "list", ledger)["edits"] == "1"
+    assert not (tmp_path / "delta").exists()
 
 
 def refused_export(delta: Path, out: Path) -> str:

@@ -276,16 +276,17 @@ def test_another_sweep_in_the_same_folder_is_refused(lab: Lab, what: str) -> Non
 # What may go wrong
 
 
-def test_a_batch_that_cannot_be_solved_is_reported(lab: Lab) -> None:
+@pytest.mark.parametrize("ridge", ["0", "1e-15"])
+def test_a_batch_that_cannot_be_solved_is_reported(lab: Lab, ridge: str) -> None:
     """Without prefixes two edits of one subject have the same key where their prompts start with it."""
     twin = replace(RECORDS[2], edit=replace(RECORDS[2].edit, prompt="{} sings with the"))
-    plan = Plan(methods=["emmet:0"], batch_sizes=[1, 2], layers=[[1]], config=replace(CONFIG, prefixes=()))
+    plan = Plan(methods=[f"emmet:{ridge}"], batch_sizes=[1, 2], layers=[[1]], config=replace(CONFIG, prefixes=()))
     one, two = lab.sweep(plan, [RECORDS[2], twin, *RECORDS[:2]]).runs
     assert one.failures == []
     (failure,) = two.failures
     assert [len(outcome["records"]) for outcome in two.outcomes] == [0, 2]
     markdown = lab.report()[0].decode()
-    assert f"- EMMET μ = 0, layer 1, batches of 2: 1 failed: {failure}" in markdown
+    assert f"- EMMET μ = {ridge}, layer 1, batches of 2: 1 failed: {failure}" in markdown
     assert "| 2, 1 failed |" in markdown
 
 
