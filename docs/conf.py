@@ -14,7 +14,7 @@ author = "The emmet authors"
 release = version = installed_version("emmet-edit")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "breathe"]
-exclude_patterns = ["Doxyfile", "results/*/report.md"]  # those of `emmet sweep`, for who reads the sources
+exclude_patterns = ["Doxyfile", "results/**/report.md"]  # those of `emmet sweep`, for who reads the sources
 myst_heading_anchors = 3
 
 html_theme = "furo"
