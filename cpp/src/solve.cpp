@@ -122,13 +122,9 @@ void describe(Diagnostics& diagnostics, const Factorised& factorised, const at::
 
 void require_constraint(const Diagnostics& diagnostics, const Preservation& preservation, const at::Tensor& K) {
   require_representable(diagnostics.constraint_residual, "squared lengths of the residuals");
-  if (diagnostics.ridge > 0.0 || diagnostics.constraint_residual <= kConstraintTolerance) return;
-  if (preservation.factor().scalar_type() != at::kDouble) {
-    throw NotPositiveDefiniteError(
-        c10::str("expected keys that a metric in float32 can tell apart, got a condition of ", diagnostics.condition,
-                 "; solve with the metric in float64, or use a ridge"));
+  if (diagnostics.ridge == 0.0 && !(diagnostics.constraint_residual <= kConstraintTolerance)) {
+    throw_dependent_keys(preservation.whiten(K));
   }
-  throw_dependent_keys(preservation.whiten(K));
 }
 
 // With S = T Tᵀ, Δ = (T⁻¹R)ᵀ · T⁻¹KᵀC⁻¹ for few edits. T is shared between the factors so that neither is much larger

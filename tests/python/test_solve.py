@@ -18,6 +18,7 @@ from emmet import (
     DependentKeysError,
     EmmetError,
     NonFiniteError,
+    NotPositiveDefiniteError,
     Preservation,
     ShapeError,
     Update,
@@ -293,7 +294,7 @@ class TestInput:
             (lambda p, k, r: solve(p, k, r, ridge=float("nan")), EmmetError, "ridge >= 0, got nan"),
             (lambda p, k, r: solve(p, k, r, ridge="none"), EmmetError, 'a number >= 0 or "auto", got "none"'),
             (lambda p, k, r: memit(p, k, r, 0), EmmetError, "lambda > 0 for MEMIT, got 0"),
-            (lambda p, k, r: solve(p, k[[0, 0, 1]], r, ridge=1e-20), EmmetError, "use a larger ridge"),
+            (lambda p, k, r: solve(p, k[[0, 0, 1]], r, ridge=1e-20), NotPositiveDefiniteError, "use a larger ridge"),
         ],
     )
     def test_says_in_one_line_what_is_wrong(
