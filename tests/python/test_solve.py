@@ -188,6 +188,14 @@ class TestConstraint:
             emmet(*tensors(case))
         assert caught.value.groups == [[0, 1, 6], [2, 3, 7]]
 
+    def test_names_a_dependency_beside_keys_that_are_merely_close(self) -> None:
+        case = well_conditioned(5)
+        case.keys[1] = case.keys[0] + 1e-4 * case.keys[1]
+        case.keys[4] = case.keys[2] + case.keys[3]
+        with pytest.raises(DependentKeysError) as caught:
+            emmet(*tensors(case))
+        assert caught.value.groups == [[2, 3, 4]]
+
     def test_names_a_key_that_is_zero(self) -> None:
         case = well_conditioned(5)
         case.keys[3] = 0
