@@ -121,7 +121,7 @@ bench: $(DONE)/dev model ## Time emmet against what is used today (needs EMMET_D
 	  $(BIN)/python bench/$$name.py --json build/bench/$$name.json "$$@" >build/bench/$$name.md; cat build/bench/$$name.md; }; \
 	run covariance; run solve; $(BIN)/python bench/plot.py build/bench/solve.json build/bench/solve.svg; \
 	run accumulation $$model --corpus $$corpus; run latency $$model --records $$records; \
-	run evaluate $$model --records $$records --count 200; run values $$model --records $$records
+	run evaluate $$model --records $$records --count 200; run values $$model --records $$records --edits 16
 
 docs: $(DONE)/docs ## Build the documentation site, build/docs
 	$(BIN)/doxygen docs/Doxyfile
@@ -130,7 +130,7 @@ docs: $(DONE)/docs ## Build the documentation site, build/docs
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 
-$(DONE)/venv:
+$(DONE)/venv: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)

@@ -1,4 +1,4 @@
-"""How long value vectors take, against the published procedure: python bench/values.py MODEL [--edits N] [--layer L]
+"""How long value vectors take, against the published procedure: python bench/values.py MODEL --records FILE [--edits N]
 
 For each batch of edits the published procedure (bench/yardstick.py, one edit at a time) and emmet's ways run in turn,
 so that a machine that slows down slows all of them. Shows seconds an edit, the ratio to the published procedure (median
@@ -121,8 +121,8 @@ def main() -> None:
     options_of.add_argument("model")
     options_of.add_argument("--records", type=Path, required=True, help="a file of edits, such as CounterFact's")
     options_of.add_argument("--first", type=int, default=FIRST_EDIT)
-    options_of.add_argument("--edits", type=int, default=16)
-    options_of.add_argument("--batch", type=int, default=8)
+    options_of.add_argument("--edits", type=int, default=32)
+    options_of.add_argument("--batch", type=int, default=16)
     options_of.add_argument("--layer", type=int, default=7)
     options = options_of.parse_args()
 

@@ -17,6 +17,8 @@ void translate(std::exception_ptr raised) {
     const py::object instance = type(error.what());
     instance.attr("groups") = error.groups();
     PyErr_SetObject(type.ptr(), instance.ptr());
+  } catch (const c10::OutOfMemoryError& error) {
+    PyErr_SetString(PyExc_MemoryError, error.what_without_backtrace());
   } catch (const c10::Error& error) {
     const std::string text = error.what_without_backtrace();
     const std::string first_line = text.substr(0, text.find('\n'));  // a list of torch's backends may follow
@@ -34,7 +36,7 @@ void bind_errors(py::module_& module) {
   py::register_local_exception<NonFiniteError>(module, "NonFiniteError", base).doc() =
       "NaN or Inf where finite numbers are needed.";
   py::register_local_exception<NotPositiveDefiniteError>(module, "NotPositiveDefiniteError", base).doc() =
-      "The second moment has no Cholesky factor: too few keys were seen, or it is not a second moment.";
+      "A matrix has no Cholesky factor: a second moment of too few keys, or a system whose ridge is too small.";
   py::register_local_exception<FormatError>(module, "FormatError", base).doc() =
       "A file is not what it should be: truncated, malformed or of another kind.";
 

@@ -29,7 +29,9 @@ void bind_solve(py::module_& module) {
       "residual [d_out] are n = 1. `ridge` is μ ≥ 0, or \"auto\": the smallest that bounds the condition number of the "
       "system.\n\n"
       "With μ = 0 the constraint ΔK = R holds to 1e-6 relative, or DependentKeysError names the keys that prevent it.\n"
-      "Raises ShapeError and NonFiniteError for bad input.");
+      "Raises NotPositiveDefiniteError where a ridge is too small to matter beside keys that depend on each other, "
+      "and\n"
+      "ShapeError and NonFiniteError for bad input.");
   module.def("rome", &rome, py::arg("preservation"), py::arg("key"), py::arg("residual"), ReleaseGil(),
              "ROME (Meng et al. 2022, eq. 2): one edit, key [d_in] and residual [d_out], equality constraint.");
   module.def("memit", &memit, py::arg("preservation"), py::arg("keys"), py::arg("residuals"), py::arg("lambda_"),

@@ -68,9 +68,9 @@ at::Tensor as_rows(const at::Tensor& tensor, int64_t width, c10::Device device, 
   require_floating(tensor, name);
   require_width(tensor, width, name);
   require_device(tensor, device, name);
-  if (tensor.dim() > 2 || tensor.size(0) == 0) {
-    throw ShapeError(
-        c10::str("expected ", name, " [n, ", width, "] with n > 0, got ", tensor.sizes(), "; give one row an edit"));
+  if (tensor.dim() > 2 || tensor.numel() == 0) {
+    throw ShapeError(c10::str("expected ", name, " [n, ", width, "] with n > 0 and some width, got ", tensor.sizes(),
+                              "; give one row an edit"));
   }
   require_finite_rows(tensor, name);
   return tensor.reshape({-1, width}).to(at::kDouble);

@@ -34,9 +34,16 @@ at::Tensor selected_rows(const at::Tensor& keys, const at::Tensor& mask) {
   return mask.reshape(-1).ne(0);
 }
 
+/// Whether torch's user has allowed products of float32 on the CPU to drop digits.
+bool rounds_float32_products() {
+  using at::Float32Precision;
+  const auto precision = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+  return precision == Float32Precision::BF16 || precision == Float32Precision::TF32;
+}
+
 /// The dtype in which sums over kRowsPerFlush products neither overflow nor lose digits that the keys have.
 at::ScalarType product_dtype(const at::Tensor& rows) {
-  if (rows.scalar_type() == at::kDouble) {
+  if (rows.scalar_type() == at::kDouble || (rows.is_cpu() && rounds_float32_products())) {
     return at::kDouble;
   }
   const double largest = largest_magnitude(rows);
@@ -81,6 +88,7 @@ Covariance Covariance::from_sum(const at::Tensor& sum, int64_t count) {
 
 void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& mask) {
   const c10::InferenceMode inference;  // no graph, and the total may have been made in this mode or outside it
+  require_whole();
   require_floating(keys, "keys");
   require_width(keys, dim(), "keys");
   require_device(keys, device(), "keys");
@@ -98,12 +106,14 @@ void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& ma
     total_ = total_.clone();
   }
   const at::ScalarType dtype = product_dtype(rows);
+  is_whole_ = false;  // should memory run out midway
   const bool as_they_are = dtype == at::kFloat && sums_halves_in_float32(rows);
   for (int64_t start = 0; start < rows.size(0); start += kRowsPerFlush) {
     const at::Tensor chunk = rows.narrow(0, start, std::min(kRowsPerFlush, rows.size(0) - start));
     add_gram(total_, (as_they_are ? chunk : chunk.to(dtype)).contiguous(), dtype);
   }
   count_ += rows.size(0);
+  is_whole_ = true;
 }
 
 void Covariance::merge(const Covariance& other) {
@@ -111,11 +121,14 @@ void Covariance::merge(const Covariance& other) {
     throw ShapeError(c10::str("expected a moment of keys of width ", dim(), ", got ", other.dim(),
                               "; merge moments of one layer only"));
   }
+  require_whole();
+  other.require_whole();
   total_ = total_.add(other.total_.to(device()));
   count_ += other.count_;
 }
 
 at::Tensor Covariance::sum() const {
+  require_whole();
   at::Tensor symmetric = total_.clone();
   mirror_upper_(symmetric);
   return symmetric;
@@ -126,6 +139,14 @@ at::Tensor Covariance::second_moment() const {
     throw Error("expected a moment of at least one key, got none; add keys first");
   }
   return sum().div_(count_);
+}
+
+void Covariance::require_whole() const {
+  if (!is_whole_) {
+    throw Error(
+        "expected a moment that an error has not interrupted, got one with some of the keys of a failed add();"
+        " begin anew, or with what sum() gave before");
+  }
 }
 
 }  // namespace emmet

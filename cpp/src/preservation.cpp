@@ -8,6 +8,7 @@
 #include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/tril.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
@@ -37,7 +38,7 @@ constexpr int64_t kDimensionsPerKey = 16;
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
 constexpr double kAsymmetry = 1e-6;
-// Rows of a second moment that are compared with its columns at a time.
+// Rows of a matrix that are looked at at a time.
 constexpr int64_t kBlockRows = 512;
 // Relative to the largest eigenvalue: what sums in float32 may leave of a zero.
 constexpr double kNegativeEigenvalue = 1e-6;
@@ -68,6 +69,15 @@ void require_not_negative(double value, const char* name) {
   if (!(std::isfinite(value) && value >= 0)) {
     throw Error(c10::str("expected ", name, " >= 0, got ", value, "; give a finite number that is not negative"));
   }
+}
+
+bool is_upper_triangular(const at::Tensor& square) {
+  for (int64_t row = 0; row < square.size(0); row += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, square.size(0) - row);
+    const auto left = square.narrow(0, row, count).narrow(1, 0, row + count);
+    if (at::tril(left, row - 1).count_nonzero().item<int64_t>() > 0) return false;
+  }
+  return true;
 }
 
 // The lower Cholesky factor of moment + jitter · mean(diagonal) · I, or an undefined tensor if there is none.
@@ -229,9 +239,10 @@ void Preservation::save(const std::string& path) const {
 Preservation Preservation::load(const std::string& path, c10::Device device) {
   const TypedFile file(path, kFormat);
   const auto& upper = file.matrix("upper");
-  if (upper.size(0) != upper.size(1) || !upper.diagonal().gt(0).all().item<bool>()) {
-    throw FormatError(
-        c10::str(path, ": expected a square 'upper' with a positive diagonal, got ", upper.sizes(), "; save it anew"));
+  if (upper.size(0) == 0 || upper.size(0) != upper.size(1) || !upper.diagonal().gt(0).all().item<bool>() ||
+      !is_upper_triangular(upper)) {
+    throw FormatError(c10::str(path, ": expected a triangular 'upper' with a positive diagonal, got ", upper.sizes(),
+                               "; save it anew"));
   }
   at::Tensor basis;
   if (file.has("basis")) {
@@ -241,7 +252,11 @@ Preservation Preservation::load(const std::string& path, c10::Device device) {
                                  "columns, got ", basis.sizes(), "; save it anew"));
     }
   }
-  return {upper.to(device).mT(), file.number("jitter"), basis};
+  const double jitter = file.number("jitter");
+  if (!(std::isfinite(jitter) && jitter >= 0)) {
+    throw FormatError(c10::str(path, ": expected a jitter of at least 0, got ", jitter, "; save it anew"));
+  }
+  return {upper.to(device).mT(), jitter, basis};
 }
 
 }  // namespace emmet

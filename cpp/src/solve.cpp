@@ -184,6 +184,8 @@ Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A
   diagnostics.ridge = mu;
   diagnostics.constraint_residual = relative_norm(at::matmul(A, Z) - R, R);
   diagnostics.preservation_cost = Z.square().sum().item<double>();
+  require_representable(diagnostics.constraint_residual + diagnostics.preservation_cost,
+                        "squared lengths of the residuals");
   diagnostics.seconds_system = stopwatch.lap();
 
   const auto delta = preservation.unwhiten(Z.mT());  // [d_out, d_in]

@@ -41,12 +41,19 @@ from .errors import (  # noqa: E402
 
 if TYPE_CHECKING:
     from .config import EditConfig
+    from .delta import Delta
     from .editor import Editor
     from .edits import Edit
     from .statistics import collect_statistics
 else:
     # Loaded when asked for: what they import takes seconds, and the solver alone needs none of it.
-    _LAZY = {"Edit": "edits", "EditConfig": "config", "Editor": "editor", "collect_statistics": "statistics"}
+    _LAZY = {
+        "Delta": "delta",
+        "Edit": "edits",
+        "EditConfig": "config",
+        "Editor": "editor",
+        "collect_statistics": "statistics",
+    }
 
     def __getattr__(name):
         if name in _LAZY:
@@ -60,6 +67,7 @@ __version__ = version("emmet-edit")
 __all__ = [
     "ConfigError",
     "Covariance",
+    "Delta",
     "DependentKeysError",
     "Edit",
     "EditConfig",

@@ -20,7 +20,7 @@ from .delta import Delta, LayerDelta, LayerReport, summed
 from .distributed import ALONE, World
 from .edits import Edit
 from .errors import ConfigError, EmmetError, ModelError, NonFiniteError, StatisticsError
-from .fingerprint import rest_fingerprint, tensor_digest
+from .fingerprint import Identity, rest_fingerprint, tensor_digest
 from .forward import last_token_states
 from .keys import checked_prompts, in_contexts, subject_keys
 from .ledger import Base, Batch, Entry, Given, Ledger
@@ -57,7 +57,7 @@ class Change:
         """Give every edited weight the very bits that it had before, and the editor's ledger its former entries.
 
         Changes are undone in reverse order; `Editor.remove` takes back edits in any. Raises EmmetError if this one was
-        undone already, or a later one was not.
+        undone already, a later one was not, or something else has changed the weights meanwhile.
         """
         self._editor._undo(self)
 
@@ -152,6 +152,7 @@ class Editor:
         prompts = self._prompts(edits)
         size = 1 if self.config.method == "rome" else len(edits)
         values: list[Values] = []
+        identity = self._identity()
         with self._changing() as ledger:
             replaced = ledger.replaced_by(edits)
             if replaced:
@@ -160,7 +161,7 @@ class Editor:
             entries = ledger.next_entries(edits, time=_now(), author=author, config=self.config)
             for rows in (slice(first, first + size) for first in range(0, len(edits), size)):
                 progress = within(self._progress, rows.start * self.config.steps, len(edits) * self.config.steps)
-                values.append(self._values(edits[rows], prompts[rows], progress))
+                values.append(self._values(edits[rows], prompts[rows], progress, identity))
                 batch = Batch(entries[rows], self.prefixes, values[-1].targets)
                 ledger = self._with(ledger, batch, self._measuring(batch, prompts[rows]))
             handle = EditHandle(
@@ -236,7 +237,7 @@ class Editor:
 
     def values(self, edits: Sequence[Edit]) -> Values:
         """The value vectors of edits at the last edited layer, in the model as it is now."""
-        return self._values(edits, self._prompts(edits), self._progress)
+        return self._values(edits, self._prompts(edits), self._progress, self._identity())
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -271,19 +272,24 @@ class Editor:
     @contextmanager
     def _changing(self) -> Iterator[Ledger]:
         """Yield the ledger as it is; weights get their bits back if the body raises."""
-        digests, backup, count = self._digests(), Backup(self._weights()), len(self._changes)
+        backup, count = Backup(self._weights()), len(self._changes)
         if not self._changes:
-            self._unedited, self._base = _State(Ledger(), digests), backup
-        elif digests != self._state.digests:
-            message = "expected the weights that the latest edit left, got others: something else has changed them; "
-            message += "undo that first, or make a new Editor for the model as it is now"
-            raise EmmetError(message)
+            self._unedited, self._base = _State(Ledger(), self._digests()), backup
+        else:
+            self._check_untouched()
         try:
             yield self._state.ledger
         except BaseException:
             del self._changes[count:]
             backup.restore()
             raise
+
+    def _check_untouched(self) -> None:
+        """Raise EmmetError if anything but this editor has changed the edited weights."""
+        if self._digests() != self._state.digests:
+            message = "expected the weights that the latest edit left, got others: something else has changed them; "
+            message += "undo that first, or make a new Editor for the model as it is now"
+            raise EmmetError(message)
 
     def _undo(self, change: Change) -> None:
         if change not in self._changes:
@@ -292,6 +298,7 @@ class Editor:
         if self._changes[-1] is not change:
             message = "expected the latest edit, got an earlier one: undo the later edits first"
             raise EmmetError(message)
+        self._check_untouched()
         before = self._changes[-2]._after if len(self._changes) > 1 else self._unedited
         edited, changes = Backup(self._weights()), self._changes.copy()
         try:
@@ -318,11 +325,15 @@ class Editor:
     def _prompts(self, edits: Sequence[Edit]) -> Prompts:
         return checked_prompts(self.arch, self.tokenizer, edits, self.prefixes)
 
-    def _values(self, edits: Sequence[Edit], prompts: Prompts, progress: Progress) -> Values:
+    def _identity(self) -> Identity | None:
+        """What tells cached values apart, for as long as only the edited weights change."""
+        return None if self._value_cache is None else Identity(self.arch, self.tokenizer, self.config.layers)
+
+    def _values(self, edits: Sequence[Edit], prompts: Prompts, progress: Progress, identity: Identity | None) -> Values:
         arguments = (self.arch, self.tokenizer, edits, prompts, self.config, self._injection, progress, self._world)
         if self._value_cache is None:
             return optimise_values(*arguments)
-        return cached_values(self._value_cache, *arguments)
+        return cached_values(self._value_cache, *arguments, identity=identity)
 
     def _measuring(self, batch: Batch, prompts: Prompts) -> Callable[[int], Given]:
         """For a layer, the keys of a batch and its share of the residuals, in the model as it is when asked."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
 
-# Of a config: where a model came from, and what saved it.
-_NOT_COMPUTED_WITH = {"_name_or_path", "architectures", "transformers_version"}
+# Of a config, what no layer computes with: where a model came from, what is asked of it, and the dtype, which each
+# weight has anyway.
+_IDLE = re.compile(
+    r"_name_or_path|architectures|transformers_version|(torch_)?dtype|use_cache|\w+_token_id|output_\w+|return_dict"
+    r"|id2label|label2id|problem_type"
+)
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
@@ -59,21 +65,56 @@ def model_fingerprint(arch: Architecture) -> str:
 
     It reads every weight, about a second for each GB: nothing less is safe, as weights can change behind torch's back.
     """
-    return hashlib.blake2b(_joined(_digests(arch.model)) + _described(arch), digest_size=16).hexdigest()
+    return _hash(_joined(_digests(arch.model)), _described(arch))
 
 
 def rest_fingerprint(arch: Architecture, layers: Iterable[int]) -> str:
     """A hash of the config and of all stored tensors but the weights that edits of `layers` change."""
-    edited = {f"{arch.projection(layer).name}.weight" for layer in layers}
-    rest = _joined(item for item in _digests(arch.model) if item[0] not in edited)
-    return hashlib.blake2b(rest + _described(arch), digest_size=16).hexdigest()
+    edited = _edited(arch, layers)
+    return _hash(_joined(item for item in _digests(arch.model) if item[0] not in edited), _described(arch))
+
+
+class Identity:
+    """Fingerprint of a model and its tokenizer while edits of `layers` change these weights, and nothing else changes.
+
+    So only these are read each time it is asked for.
+    """
+
+    def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase, layers: Iterable[int]) -> None:
+        self._arch = arch
+        self._edited = _edited(arch, layers)
+        self._rest = [item for item in _digests(arch.model) if item[0] not in self._edited]
+        self._described = _described(arch) + tokenizer_fingerprint(tokenizer).encode()
+
+    def fingerprint(self) -> str:
+        """The same for equal models, whichever layers were named."""
+        edited = [(name, tensor_digest(weight)) for name, weight in self._edited.items()]
+        return _hash(_joined([*self._rest, *edited]), self._described)
+
+
+def _edited(arch: Architecture, layers: Iterable[int]) -> dict[str, Tensor]:
+    projections = [arch.projection(layer) for layer in layers]
+    return {f"{projection.name}.weight": projection.weight for projection in projections}
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
 def _described(arch: Architecture) -> bytes:
-    """The config, as far as outputs depend on it: two models may differ in nothing else, as in the scale of RoPE."""
-    config = arch.model.config.to_dict()
-    described = {name: value for name, value in config.items() if name not in _NOT_COMPUTED_WITH}
-    return json.dumps(described, sort_keys=True, default=str).encode()
+    """The config, as far as outputs depend on it: two models may differ in nothing else, as in the scale of RoPE.
+
+    Defaults are left out, so that a version of `transformers` that knows more of them changes nothing.
+    """
+    return json.dumps(_without_idle(arch.model.config.to_diff_dict()), sort_keys=True, default=str).encode()
+
+
+def _without_idle(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_idle(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not _IDLE.fullmatch(name)
+    }
 
 
 def _digests(module: nn.Module, *, prefix: str = "", leave_out: str | None = None) -> Iterator[tuple[str, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -83,6 +83,19 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `module` compute `forward`; hooks on it see what goes in and out of that."""
+    own = vars(module).get("forward")  # accelerate's, where layers are on several devices
+    try:
+        module.forward = forward
+        yield
+    finally:
+        vars(module).pop("forward", None)  # uncovers the method of the class
+        if own is not None:
+            module.forward = own
+
+
+@contextmanager
 def start_above(skipped: Sequence[nn.Module], hidden: Tensor, *, as_tuple: bool) -> Iterator[None]:
     """Let each of the `skipped` first decoder layers return `hidden` [rows, tokens, d_model] without computing.
 
@@ -92,16 +105,10 @@ def start_above(skipped: Sequence[nn.Module], hidden: Tensor, *, as_tuple: bool)
     def forward(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor]:
         return (hidden,) if as_tuple else hidden
 
-    before = [vars(layer).get("forward") for layer in skipped]  # accelerate's, where layers are on several devices
-    for layer in skipped:
-        layer.forward = forward
-    try:
+    with ExitStack() as stack:
+        for layer in skipped:
+            stack.enter_context(forward_as(layer, forward))
         yield
-    finally:
-        for layer, own in zip(skipped, before, strict=True):
-            del layer.forward  # uncovers the method of the class
-            if own is not None:
-                layer.forward = own
 
 
 @contextmanager
@@ -119,11 +126,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no parameter gradients, in the body only."""
     modules = [module for module in model.modules() if module.training]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for module in modules:
-        module.training = False
-    for parameter in parameters:
-        parameter.requires_grad_(False)
     try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
         with torch.enable_grad():
             yield
     finally:

@@ -137,7 +137,7 @@ class Ledger:
         Raises EmmetError if the folder holds files that emmet did not write.
         """
         tensors = {name: tensor for index, batch in enumerate(self.batches) for name, tensor in _tensors(index, batch)}
-        with output_folder(Path(directory)) as folder:
+        with output_folder(Path(directory), "ledger") as folder:
             write_tensors(folder / TENSORS, tensors, {"format": _FORMAT})
             write_json(folder / MANIFEST, self._manifest(base))
 

@@ -116,8 +116,10 @@ def require_gguf(path: Path) -> None:
 
 def _dequantise(path: Path, folder: Path) -> None:
     with redirect_stderr(io.StringIO()):  # a progress bar that has no switch
-        model = _causal_lm.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = _causal_lm.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     config = model.config
     del config.quantization_config  # with it, neither saving nor loading treats the weights as plain
     plain = _causal_lm.from_config(config, dtype=torch.float32)

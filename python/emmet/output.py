@@ -1,19 +1,26 @@
-"""Folders that a user names for results: complete or untouched, and never a stranger's."""
+"""Folders that a user names for results: complete or untouched, and never what cannot be made again."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from .errors import EmmetError
-from .storage import naming_full_disk, temporary_name
+from .storage import flush, naming_full_disk, temporary_name
 
-# Every folder that emmet writes holds this file.
+# Every folder that emmet writes holds this file, whose "format" is "emmet.KIND.VERSION".
 MANIFEST = "emmet.json"
+
+Kind: TypeAlias = Literal["update", "ledger", "sweep"]
+"""What a folder holds: edits in one of the formats for them, which a new output replaces, or an account of work."""
+
+_UPDATES = {"delta", "model", "peft", "gguf"}
 
 # Of renameat2(2), in Linux.
 _AT_FDCWD = -100
@@ -29,27 +36,41 @@ def check_folder(path: Path) -> None:
         raise EmmetError(message)
 
 
-def check_output(path: Path) -> None:
-    """Raise EmmetError unless `path` is new, an empty folder or one that emmet wrote: others are not overwritten."""
+def check_output(path: Path, kind: Kind) -> None:
+    """Raise EmmetError unless `path` is new, an empty folder or one of this kind that emmet wrote."""
     check_folder(path)
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        message = f"expected a new or empty folder for the output, got {path}, which holds other files; name another"
-        raise EmmetError(message)
+    if path.is_dir() and any(path.iterdir()):
+        found = _kind_of(path)
+        if found != kind:
+            what = {None: "other files", "update": "edits"}.get(found, f"a {found}")
+            message = f"expected a new or empty folder for the output, got {path}, which holds {what}; name another"
+            raise EmmetError(message)
+
+
+def _kind_of(path: Path) -> str | None:
+    """The kind of a folder that emmet wrote; None for others."""
+    try:
+        name = str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    emmet, _, kind = name.rpartition(".")[0].partition(".")
+    return None if emmet != "emmet" else "update" if kind in _UPDATES else kind
 
 
 @contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
+def output_folder(path: Path, kind: Kind = "update") -> Iterator[Path]:
     """Yield a temporary folder to fill; it replaces `path` when the body is done and is removed if the body raises.
 
-    Raises EmmetError for a folder that holds files that emmet did not write, and where the disk is full.
+    Raises EmmetError for a folder that holds anything but a former output of this kind, and where the disk is full.
     """
-    check_output(path)
+    check_output(path, kind)
     with naming_full_disk(path):
         place = path.resolve()  # a link to a folder stays one
         temporary = temporary_name(place)
         temporary.mkdir()
         try:
             yield temporary
+            flush(temporary)
             if not place.exists():
                 temporary.rename(place)
             elif not _exchange(temporary, place):

@@ -222,13 +222,14 @@ def collect_statistics(
     hold `batch_tokens`. `seed` is for sampled text.
 
     With `out`, each layer is written to a file there. Files that are there already and come from the same model and
-    text are used, others are replaced; an interrupted run goes on from a checkpoint, made every `checkpoint_seconds`.
+    text are used, others are refused; an interrupted run goes on from a checkpoint, made every `checkpoint_seconds`.
 
     The processes of `world` read a share of the text each, and all return the sum. The first writes the files; each has
     a checkpoint of its own, for the same number of processes.
 
     Raises ConfigError for layers or numbers out of range, ModelError for a model that cannot be edited, StatisticsError
-    for a corpus that cannot be read or is empty, and NonFiniteError if the model gives NaN or infinity.
+    for a corpus that cannot be read or is empty and for an `out` with other statistics of these layers, and
+    NonFiniteError if the model gives NaN or infinity.
     """
     plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
     return _collected(plan, None if out is None else Path(out), batch_tokens, checkpoint_seconds, progress, world)
@@ -326,49 +327,58 @@ def _collected(
 ) -> Statistics:
     """The statistics of a plan, of which only those are collected that `folder` lacks."""
     finished = {} if folder is None else _finished(plan, folder, world)
-    rest = plan.without(finished)
-    if rest.fingerprints:
-        finished |= _collect(rest, folder, batch_tokens, checkpoint_seconds, progress, world)
+    if finished.keys() != plan.fingerprints.keys():
+        checkpoint = None if folder is None else folder / _checkpoint_name(plan, world)
+        run = _Run.resumed(plan.without(finished), world, checkpoint)
+        finished |= _collect(run, checkpoint, batch_tokens, checkpoint_seconds, progress)
     return Statistics(finished.values())
 
 
 def _finished(plan: _Plan, folder: Path, world: World) -> dict[int, LayerStatistics]:
-    """The layers of the plan that `folder` already has, from the same model and text, for every process."""
+    """The layers of the plan that `folder` already has for every process.
+
+    Raises StatisticsError if it has others of these layers: they may have taken hours.
+    """
     finished = {}
     for layer, fingerprint in plan.fingerprints.items():
-        if layer_path(folder, layer).exists():
-            statistics = LayerStatistics.load(layer_path(folder, layer))
-            if statistics.fingerprint == fingerprint and statistics.sources == (plan.source,):
-                finished[layer] = statistics
+        path = layer_path(folder, layer)
+        if path.exists():
+            statistics = LayerStatistics.load(path)
+            if statistics.fingerprint != fingerprint or statistics.sources != (plan.source,):
+                message = f"expected {path} to be of this model, {plan.source.tokens:,} tokens and this text, got "
+                message += f"{statistics.count:,} tokens of another: remove it, or name another folder"
+                raise StatisticsError(message)
+            finished[layer] = statistics
     counts = world.sum(torch.tensor([layer in finished for layer in plan.fingerprints], dtype=torch.long))
     known = {layer for layer, count in zip(plan.fingerprints, counts.tolist(), strict=True) if count == world.size}
     return {layer: statistics for layer, statistics in finished.items() if layer in known}
 
 
 def _collect(
-    plan: _Plan, folder: Path | None, batch_tokens: int, checkpoint_seconds: float, progress: Progress, world: World
+    run: _Run, checkpoint: Path | None, batch_tokens: int, checkpoint_seconds: float, progress: Progress
 ) -> dict[int, LayerStatistics]:
-    checkpoint = None if folder is None else folder / _checkpoint_name(world)
-    run = _Run(plan, world) if checkpoint is None else _Run.resumed(plan, world, checkpoint)
+    """Bring a run to its end, and put its statistics beside its checkpoint."""
     written = time.monotonic()
     for batch in _batches(run.sequences(progress), batch_tokens):
         run.add(batch)
-        progress("statistics", min(run.count() * world.size, plan.source.tokens), plan.source.tokens)
+        progress("statistics", *run.progress())
         if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
             run.save(checkpoint)
             written = time.monotonic()
     run.join()
     statistics = run.statistics()
-    if folder is not None and checkpoint is not None:
-        if world.rank == 0:
-            Statistics(statistics.values()).save(folder)
-        world.meet()  # no checkpoint goes before the files are there
+    if checkpoint is not None:
+        if run.world.rank == 0:
+            Statistics(statistics.values()).save(checkpoint.parent)
+        run.world.meet()  # no checkpoint goes before the files are there
         checkpoint.unlink(missing_ok=True)
     return statistics
 
 
-def _checkpoint_name(world: World) -> str:
-    return "partial.safetensors" if world.size == 1 else f"partial.{world.rank}-of-{world.size}.safetensors"
+def _checkpoint_name(plan: _Plan, world: World) -> str:
+    """Named after the text and all layers asked for, so that collections of several leave each other's alone."""
+    rank = "" if world.size == 1 else f".{world.rank}-of-{world.size}"
+    return f"partial.{plan.key()}{rank}.safetensors"
 
 
 def _batches(sequences: Iterator[Tensor], batch_tokens: int) -> Iterator[Tensor]:
@@ -383,7 +393,7 @@ class _Run:
 
     def __init__(self, plan: _Plan, world: World) -> None:
         self._plan = plan
-        self._world = world
+        self.world = world
         self._done = 0  # sequences of the share
         self._moments: dict[int, Covariance] = {}
         for layer in plan.fingerprints:
@@ -405,8 +415,8 @@ class _Run:
     def _is_left(self, index: int) -> bool:
         """Whether the corpus's sequence of this index is in the share, and still to be added."""
         block, place = divmod(index, self._plan.corpus.block)
-        turn, rank = divmod(block, self._world.size)
-        return rank == self._world.rank and turn * self._plan.corpus.block + place >= self._done
+        turn, rank = divmod(block, self.world.size)
+        return rank == self.world.rank and turn * self._plan.corpus.block + place >= self._done
 
     def add(self, batch: Tensor) -> None:
         """Add the keys of sequences [rows, length]."""
@@ -421,10 +431,15 @@ class _Run:
 
     def join(self) -> None:
         """Add up the sums of all processes."""
-        if self._world.size > 1:
+        if self.world.size > 1:
             for layer, moment in self._moments.items():
-                count = self._world.sum(torch.tensor(moment.count()))
-                self._moments[layer] = Covariance.from_sum(self._world.sum(moment.sum()), int(count))
+                count = self.world.sum(torch.tensor(moment.count()))
+                self._moments[layer] = Covariance.from_sum(self.world.sum(moment.sum()), int(count))
+
+    def progress(self) -> tuple[int, int]:
+        """Tokens added, and to be added, by all processes if they are equally fast."""
+        tokens = self._plan.source.tokens
+        return min(self.count() * self.world.size, tokens), tokens
 
     def count(self) -> int:
         """Tokens added."""
@@ -453,21 +468,20 @@ class _Run:
         tensors = {str(layer): moment.sum() for layer, moment in self._moments.items()}
         metadata = {
             "format": _CHECKPOINT_FORMAT,
-            "key": self._plan.key(),
             "sequences": str(self._done),
             "count": str(self.count()),
         }
         write_with_checksum(path, tensors, metadata)
 
     @staticmethod
-    def resumed(plan: _Plan, world: World, path: Path) -> _Run:
-        """The run that the checkpoint `path` is of; one at the start if there is none, or it is of another plan."""
+    def resumed(plan: _Plan, world: World, checkpoint: Path | None) -> _Run:
+        """The run that goes on from a checkpoint of these layers or more; one at the start if there is none."""
         run = _Run(plan, world)
-        if not path.exists():
+        if checkpoint is None or not checkpoint.exists():
             return run
-        tensors, metadata = read_with_checksum(path, _CHECKPOINT_FORMAT)
-        with _well_formed(path):
-            if metadata["key"] == plan.key():
+        tensors, metadata = read_with_checksum(checkpoint, _CHECKPOINT_FORMAT)
+        with _well_formed(checkpoint):
+            if all(str(layer) in tensors for layer in run._moments):
                 run._done = int(metadata["sequences"])
                 count = int(metadata["count"])
                 for layer, moment in run._moments.items():

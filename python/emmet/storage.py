@@ -89,8 +89,7 @@ def new_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(mode)  # safetensors makes files that only their owner may read
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -112,6 +111,14 @@ def new_folder(path: Path) -> Iterator[Path]:
                 temporary.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or all files of a folder, to the disk."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def temporary_name(path: Path) -> Path:

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from .architectures import Architecture
 from .forward import Site, by_row, model_inputs
 from .hooks import at_positions, frozen, hidden_states, on_output, raw_outputs, start_above, stop_after
+from .packing import linear_modules, without_padding
 from .tokens import pad_rows
 
 
@@ -46,12 +47,13 @@ class Injection:
     def find(arch: Architecture, layer: int) -> Injection:
         """Try whether a shift of the projection's output shifts the layer's output by as much."""
         projection = arch.projection(layer)
-        shift = torch.linspace(-1, 1, arch.d_model).to(projection.weight)
         token = torch.zeros(1, 1, dtype=torch.long, device=arch.model.device)
         inputs = model_inputs(arch.base, token, torch.ones_like(token))
         with frozen(arch.model), torch.no_grad(), raw_outputs(arch.layers[layer]) as outputs:
             with stop_after(arch.layers[layer]):
                 arch.base(**inputs)
+            size = hidden_states(outputs[0]).float().square().mean().sqrt()  # as large as states: dtypes round by them
+            shift = (size * torch.linspace(-1, 1, arch.d_model, device=size.device)).to(projection.weight)
             with on_output(projection.module, lambda value: value + shift), stop_after(arch.layers[layer]):
                 arch.base(**inputs)
         change = hidden_states(outputs[1]) - hidden_states(outputs[0])
@@ -107,6 +109,7 @@ class Suffixes:
         reads = [(i, read - row.subject) for i, row in enumerate(rows) for read in row.reads]
         self._arch = arch
         self._injection = injection
+        self._linears = linear_modules(arch.layers)
         self._ids, suffix_mask = pad_rows([row.ids[row.subject :] for row in rows], device=device)
         self._mask = torch.cat([prefix_mask, suffix_mask], dim=1)
         self._read_rows, self._read_columns = torch.tensor(reads, device=device).T
@@ -121,6 +124,7 @@ class Suffixes:
             injected = stack.enter_context(raw_outputs(injection.site(arch).module))
             below = stack.enter_context(raw_outputs(arch.layers[max(injection.skipped - 1, 0)]))
             stack.enter_context(stop_after(arch.layers[injection.layer]))
+            stack.enter_context(without_padding(self._linears, self._mask))
             arch.base(**model_inputs(arch.base, ids, self._mask))
         states = hidden_states(below[0])
         self._below = states[:, length:].clone()
@@ -129,7 +133,7 @@ class Suffixes:
         if length:
             prefix = DynamicCache()
             mask = self._mask[:, :length]
-            with self._start_above(states[:, :length]):
+            with self._start_above(states[:, :length]), without_padding(self._linears, mask):
                 arch.base(**model_inputs(arch.base, prefix_ids, mask, prefix))
             for i, layer in enumerate(prefix.layers):
                 if isinstance(layer, DynamicLayer):
@@ -150,6 +154,7 @@ class Suffixes:
             return torch.cat([rows[:, :1] + shift.to(states), rows[:, 1:]], dim=1).view_as(states)
 
         with ExitStack() as stack:
+            stack.enter_context(without_padding(self._linears, self._mask[:, -self._ids.shape[1] :]))
             if self._injection.at_projection:
                 stack.enter_context(on_output(self._injection.site(self._arch).module, shifted))
                 stack.enter_context(self._start_above(self._below))

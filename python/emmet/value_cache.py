@@ -22,7 +22,7 @@ from .config import ResolvedConfig
 from .distributed import ALONE, World
 from .edits import Edit
 from .errors import FormatError
-from .fingerprint import model_fingerprint, tokenizer_fingerprint
+from .fingerprint import Identity
 from .integrity import read_with_checksum, write_with_checksum
 from .output import check_folder
 from .progress import Progress, silent, within
@@ -31,7 +31,7 @@ from .tokens import Prompt
 from .values import Values, by_length, optimise_values
 
 # Of the files; to be raised as well when `optimise_values` comes to other values for the same settings.
-_FORMAT = "emmet values 2"
+_FORMAT = "emmet values 3"
 
 # Of the settings, those that values do not depend on, or only through the prompts and the place of v*. All others
 # count, new ones too.
@@ -53,6 +53,7 @@ def cached_values(
     progress: Progress = silent,
     world: World = ALONE,
     *,
+    identity: Identity | None = None,
     part_size: int = 128,
 ) -> Values:
     """The values of `optimise_values`, of which only those are computed that `folder` lacks.
@@ -61,11 +62,13 @@ def cached_values(
     many for each process of `world`, of which only the first reads and writes. A run that is killed loses the part that
     it was at. The same edits in other batches differ in their last bits.
 
-    A file that is damaged costs a warning and its values are computed again. Processes may share a folder. Raises what
-    `optimise_values` raises, and EmmetError if `folder` cannot be written to.
+    `identity` is of the model and the tokenizer; None has them read. A file that is damaged costs a warning and its
+    values are computed again. Processes may share a folder. Raises what `optimise_values` raises, and EmmetError if
+    `folder` cannot be written to.
     """
     check_folder(folder)
-    place = folder / _shared_key(arch, tokenizer, config, injection)
+    identity = identity or Identity(arch, tokenizer, ())
+    place = folder / _shared_key(identity, config, injection)
     keys = [_edit_key(edit, contexts) for edit, contexts in zip(edits, prompts, strict=True)]
     rows = world.agreed(_stored_rows(place, set(keys)) if world.rank == 0 else {})
     # In the order of batches, and in whole batches, so that parts of any size have the same ones.
@@ -84,13 +87,10 @@ def cached_values(
     return Values(values.targets.to(arch.model.device), values.loss, values.steps)
 
 
-def _shared_key(
-    arch: Architecture, tokenizer: PreTrainedTokenizerBase, config: ResolvedConfig, injection: Injection
-) -> str:
+def _shared_key(identity: Identity, config: ResolvedConfig, injection: Injection) -> str:
     return _hash(
         _FORMAT,
-        model_fingerprint(arch),
-        tokenizer_fingerprint(tokenizer),
+        identity.fingerprint(),
         [injection.layer, injection.at_projection],
         {name: value for name, value in asdict(config).items() if name not in _IDLE_SETTINGS},
     )

@@ -12,6 +12,7 @@ edit at a time; many edits share each forward pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ from .tokens import Prompt, encode_prompts
 _FIRST_RADIUS = 0.1
 _GRADIENT_LENGTH = 0.3
 
+_NO_TOKEN = -1
+
 
 @dataclass(frozen=True)
 class Values:
@@ -55,44 +58,62 @@ class Values:
         return Values(*(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "loss", "steps")))
 
 
-class _Contexts:
-    """Equally many contexts of each edit of a batch, with the target's NLL in them as a function of δ."""
+class _Turn:
+    """Equally many contexts of each edit of a batch, and its "{subject} is a", run together."""
 
-    def __init__(self, arch: Architecture, injection: Injection, prompts: Sequence[Sequence[Prompt]]) -> None:
-        rows = [prompt for of_edit in prompts for prompt in of_edit]
-        targets = [(row, prompt.ids[position]) for row, prompt in enumerate(rows) for position in prompt.target]
-        self._each = len(prompts[0])
-        self._target_rows, self._target_ids = torch.tensor(targets, device=arch.model.device).T
-        self._suffixes = Suffixes(
-            arch,
-            injection,
-            [Row(prompt.ids[:-1], prompt.subject, [p - 1 for p in prompt.target]) for prompt in rows],
-        )
+    def __init__(
+        self,
+        arch: Architecture,
+        injection: Injection,
+        prompts: Sequence[Sequence[Prompt]],
+        subjects: Sequence[Prompt],
+    ) -> None:
+        rows: list[Row] = []
+        targets = []  # of each read, its row and the target's token; no token where the divergence is read
+        for contexts, subject in zip(prompts, subjects, strict=True):
+            for prompt in contexts:
+                targets += [(len(rows), prompt.ids[position]) for position in prompt.target]
+                rows.append(Row(prompt.ids[:-1], prompt.subject, [position - 1 for position in prompt.target]))
+            targets.append((len(rows), _NO_TOKEN))
+            rows.append(Row(subject.ids[: subject.subject + 1], subject.subject, [subject.subject]))
+        self._rows_an_edit = len(prompts[0]) + 1
+        self._read_rows, self._read_ids = torch.tensor(targets, device=arch.model.device).T
+        self._suffixes = Suffixes(arch, injection, rows)
 
     @property
     def start(self) -> Tensor:
         """h [n, d_model] in the first context of each edit."""
-        return self._suffixes.start[:: self._each].float()
+        return self._suffixes.start[:: self._rows_an_edit].float()
 
-    def nll(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over the target's tokens in each context, [n, c], and its gradients [n, c, d] at δ [n, d]."""
-        of_rows = delta.repeat_interleave(self._each, dim=0).requires_grad_()  # a copy, so a gradient, a row
-        of_tokens = functional.cross_entropy(self._suffixes.logits(of_rows).float(), self._target_ids, reduction="none")
-        tokens = torch.bincount(self._target_rows, minlength=len(of_rows))
-        nll = torch.zeros(len(of_rows), device=delta.device).index_add(0, self._target_rows, of_tokens) / tokens
-        (gradients,) = torch.autograd.grad(nll.sum(), of_rows)
-        return nll.detach().view(len(delta), -1), gradients.view(len(delta), self._each, -1)
+    def copies(self, delta: Tensor) -> Tensor:
+        """δ [n, d] once for each row, [rows, d], so that each row has a gradient of its own."""
+        return delta.detach().repeat_interleave(self._rows_an_edit, dim=0).requires_grad_()
+
+    def __call__(self, copies: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean NLL of the target's tokens in each context [n, c], and log-probabilities at each subject [n, vocab]."""
+        logits = self._suffixes.logits(copies).float()
+        of_target = self._read_ids != _NO_TOKEN
+        of_tokens = functional.cross_entropy(logits[of_target], self._read_ids[of_target], reduction="none")
+        tokens = torch.bincount(self._read_rows, minlength=len(copies))
+        rows = torch.zeros(len(copies), device=logits.device)
+        nll = rows.index_add(0, self._read_rows[of_target], of_tokens) / tokens
+        return nll.view(-1, self._rows_an_edit)[:, :-1], functional.log_softmax(logits[~of_target], dim=-1)
+
+    def per_edit(self, of_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of copies [rows, d], apart: those of the contexts [n, c, d], and of the subject [n, d]."""
+        of_edits = of_rows.view(-1, self._rows_an_edit, of_rows.shape[-1])
+        return of_edits[:, :-1], of_edits[:, -1]
 
     def keep(self, edits: Tensor) -> None:
-        rows = edits.repeat_interleave(self._each)
-        read = rows[self._target_rows]
-        self._target_ids = self._target_ids[read]
-        self._target_rows = (rows.cumsum(0) - 1)[self._target_rows[read]]
+        rows = edits.repeat_interleave(self._rows_an_edit)
+        read = rows[self._read_rows]
+        self._read_ids = self._read_ids[read]
+        self._read_rows = (rows.cumsum(0) - 1)[self._read_rows[read]]
         self._suffixes.keep(rows)
 
 
 class _Objective:
-    """The losses of a batch of edits as a function of δ [n, d_model].
+    """The losses of a batch of edits as a function of δ [n, d_model]; the first call is to be at δ = 0.
 
     Each call evaluates the contexts whose turn it is; the others have the losses of when it was theirs, or NaN.
     """
@@ -103,56 +124,52 @@ class _Objective:
         injection: Injection,
         prompts: Sequence[Sequence[Prompt]],
         subjects: Sequence[Prompt],
+        names: Sequence[str],
         config: ResolvedConfig,
     ) -> None:
+        """`names` are what to call the edits in errors."""
         contexts = len(prompts[0])
         size = contexts
         if config.optimizer == "adam" and config.contexts_per_step is not None:
             size = config.contexts_per_step
         self._parts = [slice(first, first + size) for first in range(0, contexts, size)]
-        self._turns = [_Contexts(arch, injection, [group[part] for group in prompts]) for part in self._parts]
+        self._turns = [_Turn(arch, injection, [group[part] for group in prompts], subjects) for part in self._parts]
         self._calls = 0
+        self._names = list(names)
         self._config = config
-        self._subjects = Suffixes(
-            arch,
-            injection,
-            [Row(prompt.ids[: prompt.subject + 1], prompt.subject, [prompt.subject]) for prompt in subjects],
-        )
         self.start = self._turns[0].start
         self._latest = torch.full((len(prompts), contexts), torch.nan, device=self.start.device)
-        with torch.no_grad():
-            self._unedited = self._subject_log_probabilities(torch.zeros_like(self.start))
+        self._unedited: Tensor | None = None
 
     def __call__(self, delta: Tensor) -> Losses:
         """Raises NonFiniteError if a loss is not finite."""
-        turn = self._calls % len(self._turns)
+        part, turn = self._calls % len(self._turns), self._turns[self._calls % len(self._turns)]
         self._calls += 1
-        nll, gradients = self._turns[turn].nll(delta)
-        self._latest[:, self._parts[turn]] = nll
-        delta = delta.detach().requires_grad_()
-        rest = self._rest(delta)
-        (rest_gradient,) = torch.autograd.grad(rest.sum(), delta)
-        if not (nll.isfinite().all() and rest.isfinite().all()):
-            message = "expected finite losses, got NaN or Inf: the model overflows on these prompts; try another dtype"
-            raise NonFiniteError(message)
-        return Losses(self._latest.clone(), gradients, rest.detach(), rest_gradient)
-
-    def _rest(self, delta: Tensor) -> Tensor:
-        """KL divergence and weight decay, [n]."""
-        edited = self._subject_log_probabilities(delta)
+        copies = turn.copies(delta)
+        nll, edited = turn(copies)
+        if self._unedited is None:
+            self._unedited = edited.detach()
         divergence = functional.kl_div(self._unedited, edited, log_target=True, reduction="none").sum(-1)
-        decay = delta.norm(dim=-1) / self.start.norm(dim=-1).square()
-        rest: Tensor = self._config.kl_factor * divergence + self._config.weight_decay * decay
-        return rest
-
-    def _subject_log_probabilities(self, delta: Tensor) -> Tensor:
-        return functional.log_softmax(self._subjects.logits(delta).float(), dim=-1)
+        (gradients,) = torch.autograd.grad(nll.sum() + self._config.kl_factor * divergence.sum(), copies)
+        context_gradients, rest_gradient = turn.per_edit(gradients)
+        decay = self._config.weight_decay / self.start.norm(dim=-1).square()
+        rest = self._config.kl_factor * divergence.detach() + decay * delta.norm(dim=-1)
+        rest_gradient = rest_gradient + decay.unsqueeze(1) * functional.normalize(delta, dim=-1)
+        sound = nll.isfinite().all(1) & rest.isfinite()
+        if not sound.all():
+            names = ", ".join(repr(name) for name, fine in zip(self._names, sound.tolist(), strict=True) if not fine)
+            message = f"expected finite losses, got NaN or Inf for {names}: the model overflows there; "
+            message += "try another dtype, or leave these edits out"
+            raise NonFiniteError(message)
+        self._latest[:, self._parts[part]] = nll.detach()
+        return Losses(self._latest.clone(), context_gradients, rest, rest_gradient)
 
     def keep(self, edits: Tensor) -> None:
-        """Drop all edits but those selected by the boolean `edits` [n]."""
-        for contexts in self._turns:
-            contexts.keep(edits)
-        self._subjects.keep(edits)
+        """Drop all edits but those selected by the boolean `edits` [n], after the first call."""
+        assert self._unedited is not None
+        for turn in self._turns:
+            turn.keep(edits)
+        self._names = list(itertools.compress(self._names, edits.tolist()))
         self.start, self._unedited, self._latest = self.start[edits], self._unedited[edits], self._latest[edits]
 
 
@@ -179,7 +196,14 @@ def optimise_values(
     with frozen(arch.model):
         for first in world.shard(range(0, len(order), config.batch_size)):
             batch = order[first : first + config.batch_size]
-            objective = _Objective(arch, injection, [prompts[i] for i in batch], [subjects[i] for i in batch], config)
+            objective = _Objective(
+                arch,
+                injection,
+                [prompts[i] for i in batch],
+                [subjects[i] for i in batch],
+                [edits[i].text for i in batch],
+                config,
+            )
             of_batch = within(progress, first * config.steps, len(edits) * config.steps)
             targets[batch], loss[batch], steps[batch] = _minimise(objective, config, of_batch)
     return Values(world.sum(targets), world.sum(loss), world.sum(steps))

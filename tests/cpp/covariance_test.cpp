@@ -1,5 +1,6 @@
 #include "emmet/covariance.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
@@ -125,6 +126,18 @@ TEST(Covariance, SquaresOfLargeFloat32KeysDoNotOverflow) {
   const at::Tensor keys = at::full({2, 2}, 1e30, at::TensorOptions(at::kFloat));
   const double key = keys[0][0].item<double>();
   EXPECT_DOUBLE_EQ(sum_of(keys)[0][1].item<double>(), 2 * key * key);
+}
+
+TEST(Covariance, KeepsDigitsWhereTorchIsAskedToDropSome) {
+  const auto backend = at::Float32Backend::MKLDNN;
+  auto& context = at::globalContext();
+  const auto before = context.float32Precision(backend, at::Float32Op::MATMUL);
+  for (const auto reduced : {at::Float32Precision::BF16, at::Float32Precision::TF32}) {
+    context.setFloat32Precision(backend, at::Float32Op::MATMUL, reduced);
+    const at::Tensor keys = oracle::random({300, 40}, 1, at::kFloat), sum = sum_of(keys);
+    context.setFloat32Precision(backend, at::Float32Op::MATMUL, before);
+    expect_sum(sum, keys);
+  }
 }
 
 TEST(Covariance, TakesAnyLayoutAndLeadingShape) {

@@ -408,8 +408,12 @@ TEST_F(PreservationFile, WithOtherContentsIsRefused) {
   at::Tensor damaged = upper.clone();
   damaged[0][7] = std::nan("");
   expect_refused({{{"upper", damaged}}, good.metadata});
+  at::Tensor full = upper.clone();
+  full[7][0] = 1.0;  // which solves would not see, and products would
+  expect_refused({{{"upper", full}}, good.metadata});
+  expect_refused({{{"upper", upper.narrow(0, 0, 0).narrow(1, 0, 0)}}, good.metadata});
   expect_refused({{}, good.metadata});
-  for (const char* jitter : {"", "much", "1e-3 or so"}) {
+  for (const char* jitter : {"", "much", "1e-3 or so", "nan", "inf", "-1"}) {
     expect_refused({good.tensors, {{"format", "emmet.preservation.1"}, {"jitter", jitter}}});
   }
   expect_refused({good.tensors, {{"format", "emmet.preservation.1"}}});

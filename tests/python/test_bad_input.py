@@ -464,7 +464,7 @@ def test_ledger(refused: Refused) -> None:
         assert "would replace one another: name folders apart" in refused(*again, refused.scratch / place)
     assert "which holds other files" in refused(*again, refused.folder)
     assert "got ridge 1.0 instead of 'auto'; make the Editor with those" in refused(*again, ledger, "--ridge", "1")
-    assert "expected a ledger of format" in refused(*again, refused.folder / "delta")
+    assert "which holds edits; name another" in refused(*again, refused.folder / "delta")
 
     remove = ("ledger", "remove", ledger, *options[2:])
     assert "expected ids of edits in the ledger, got 7; it has 1, 2" in refused(*remove, "7")
@@ -610,7 +610,7 @@ def test_output_folder_that_cannot_be(refused: Refused, command: str, option: st
 
 def test_output_folder_that_is_the_input(refused: Refused) -> None:
     model = save_model(refused.scratch / "model")
-    (model / "emmet.json").write_text("{}")  # as if it had been written by `emmet edit`
+    (model / "emmet.json").write_text('{"format": "emmet.model.1"}')  # as if it had been written by `emmet edit`
     message = refused.edit("--out", model, model=model)
     assert message == f"the output would replace {model}, which is read: name another folder than {model}"
 

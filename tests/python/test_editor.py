@@ -342,6 +342,19 @@ def test_bad_edits_are_refused_before_anything_is_done(corpus):
         editor.edit([Edit("{} is", "very long " * 300, "short")])
 
 
+def test_undo_does_not_overwrite_what_another_editor_did(corpus):
+    editor = make_editor(corpus)
+    handle = editor.edit(EDITS[:1])
+    other = Editor(editor.arch.model, editor.tokenizer, config=CONFIG, statistics=editor._statistics)
+    later = other.edit(EDITS[1:2])
+    both = bits(editor.arch.model)
+    with pytest.raises(EmmetError, match="something else has changed them; undo that first"):
+        handle.undo()
+    assert_same_bits(editor.arch.model, both)
+    later.undo()
+    handle.undo()
+
+
 def test_layers_with_non_finite_weights_are_refused(corpus):
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer))

@@ -188,7 +188,7 @@ def parts(folder: Path) -> Parts:
     found: Parts = {}
     for name, content in contents(folder).items():
         path = Path(name)
-        if path.name == "partial.safetensors":
+        if path.name.startswith("partial."):
             read_tensors(folder / path)
         elif content is not None and not any(part.startswith(".") or part.endswith(".tmp") for part in path.parts):
             unit = path.parts[0] if path.parts[0] in ("delta", "ledger", "merged") else name
@@ -200,7 +200,7 @@ def outcome_of(task: Task, pristine: Path, folder: Path, expected: Parts) -> str
     """Check what a killed run left, run again, and check that nothing tells that from an undisturbed run."""
     before, after = parts(pristine), parts(folder)
     for unit in before.keys() | after.keys():
-        if unit.endswith("partial.safetensors"):
+        if Path(unit).name.startswith("partial."):
             read_tensors(folder / unit)
         else:
             whole = after.get(unit) in (before.get(unit), expected.get(unit))

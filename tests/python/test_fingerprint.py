@@ -108,6 +108,17 @@ def test_layer_fingerprint_depends_on_the_config() -> None:
     assert layer_fingerprint(discover(model), 0) != before
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("pad_token_id", 5), ("use_cache", False), ("dtype", "bfloat16"), ("id2label", {0: "no"})]
+)
+def test_fingerprints_do_not_depend_on_idle_settings(name: str, value: object) -> None:
+    arch = discover(tiny_model("llama", vocab_size=20))
+    before = layer_fingerprint(arch, 0), model_fingerprint(arch)
+    assert getattr(arch.model.config, name) != value
+    setattr(arch.model.config, name, value)
+    assert (layer_fingerprint(arch, 0), model_fingerprint(arch)) == before
+
+
 def test_layer_out_of_range() -> None:
     with pytest.raises(ConfigError, match="layer 4 is out of range"):
         layer_fingerprint(discover(tiny_model("llama", vocab_size=20)), 4)

@@ -7,6 +7,8 @@ from emmet.output import MANIFEST, check_output, output_folder
 from emmet.storage import write_json
 from workspace import full_disk
 
+DELTA = '{"format": "emmet.delta.1"}'
+
 
 def test_a_folder_is_complete_or_absent(tmp_path):
     path = tmp_path / "sub" / "out"
@@ -14,7 +16,7 @@ def test_a_folder_is_complete_or_absent(tmp_path):
         (folder / "missing" / MANIFEST).write_text("half")
     assert list(tmp_path.rglob("*")) == [tmp_path / "sub"]
     with output_folder(path) as folder:
-        (folder / MANIFEST).write_text("{}")
+        (folder / MANIFEST).write_text(DELTA)
     assert [file.name for file in path.iterdir()] == [MANIFEST]
 
 
@@ -22,7 +24,7 @@ def test_what_emmet_wrote_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "out"
     for name in ("first", "second"):
         with output_folder(path) as folder:
-            (folder / MANIFEST).write_text("{}")
+            (folder / MANIFEST).write_text(DELTA)
             (folder / name).write_text("")
     assert sorted(file.name for file in path.iterdir()) == sorted([MANIFEST, "second"])
     assert list(tmp_path.iterdir()) == [path]
@@ -31,11 +33,11 @@ def test_what_emmet_wrote_is_replaced_as_a_whole(tmp_path):
 def test_a_full_disk_leaves_the_old_folder_and_is_named_by_the_folder(tmp_path):
     path = tmp_path / "out"
     with output_folder(path) as folder:
-        (folder / MANIFEST).write_text("old")
+        (folder / MANIFEST).write_text(DELTA)
     refused = f"^cannot write {path}: File too large; make room"
     with pytest.raises(EmmetError, match=refused), full_disk(), output_folder(path) as folder:
         write_json(folder / MANIFEST, "new" * 1000)
-    assert (path / MANIFEST).read_text() == "old"
+    assert (path / MANIFEST).read_text() == DELTA
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -45,7 +47,30 @@ def test_the_files_of_others_are_left_alone(tmp_path):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "dear"
     with pytest.raises(EmmetError, match="not a folder"):
-        check_output(tmp_path / "thesis.txt")
+        check_output(tmp_path / "thesis.txt", "update")
+
+
+@pytest.mark.parametrize("name", ["model", "peft", "gguf"])
+def test_edits_in_one_format_are_replaced_by_those_in_another(tmp_path, name):
+    (tmp_path / MANIFEST).write_text(f'{{"format": "emmet.{name}.2"}}')
+    check_output(tmp_path, "update")
+
+
+@pytest.mark.parametrize(("held", "asked"), [("ledger", "update"), ("sweep", "update"), ("delta", "ledger")])
+def test_accounts_and_edits_do_not_replace_one_another(tmp_path, held, asked):
+    manifest = f'{{"format": "emmet.{held}.1"}}'
+    (tmp_path / MANIFEST).write_text(manifest)
+    what = "edits" if held == "delta" else f"a {held}"
+    with pytest.raises(EmmetError, match=f"which holds {what}; name another"), output_folder(tmp_path, asked):
+        pass
+    assert (tmp_path / MANIFEST).read_text() == manifest
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", "half", '{"format": "delta"}', '{"format": 3}'])
+def test_a_manifest_of_others_is_left_alone(tmp_path, manifest):
+    (tmp_path / MANIFEST).write_text(manifest)
+    with pytest.raises(EmmetError, match="which holds other files"):
+        check_output(tmp_path, "update")
 
 
 @pytest.mark.parametrize("swap", [True, False])
@@ -55,8 +80,9 @@ def test_a_folder_is_replaced_also_where_two_cannot_swap_names(tmp_path, monkeyp
         monkeypatch.setattr(output, "_exchange", lambda *_: False)
     for name in ("first", "second"):
         with output_folder(path) as folder:
-            (folder / MANIFEST).write_text(name)
-    assert (path / MANIFEST).read_text() == "second"
+            (folder / MANIFEST).write_text(DELTA)
+            (folder / name).touch()
+    assert (path / "second").exists()
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -24,3 +24,12 @@ def test_no_prefixes():
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer))
     assert sample_prefixes(model, tokenizer, count=0, length=8, seed=0) == ()
+
+
+def test_no_special_token_follows_what_a_prefix_begins_with():
+    """A model continues other text after an end of the text."""
+    plain, ended = tiny_tokenizer(), tiny_tokenizer(eos=True)
+    model = tiny_model("llama", vocab_size=len(plain))
+    assert sample_prefixes(model, ended, count=5, length=8, seed=0) == sample_prefixes(
+        model, plain, count=5, length=8, seed=0
+    )

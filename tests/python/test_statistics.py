@@ -322,19 +322,19 @@ class TestReuse:
         assert torch.equal(statistics[3].second_moment, collect(model, text, layers=[3])[3].second_moment)
 
     @pytest.mark.parametrize("change", ["model", "text", "tokens", "sequence_length", "tokenizer"])
-    def test_whatever_changes_is_collected_again(self, text: Path, tmp_path: Path, change: str) -> None:
+    def test_whatever_changes_is_refused(self, text: Path, tmp_path: Path, change: str) -> None:
+        """Statistics may have taken hours: others do not replace them."""
         settings: dict[str, Any] = {"layers": LAYERS, "tokens": 330, "sequence_length": 20}
         collect_statistics(llama(), TOKENIZER, text, out=tmp_path, **settings)
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("layer.*")}
         model, tokenizer = llama(seed=int(change == "model")), tiny_tokenizer(bos=change == "tokenizer")
         if change == "text":
             text.write_text(text.read_text().replace("French", "German"))
         if change in settings:
             settings[change] += 1
-        found = collect_statistics(model, tokenizer, text, out=tmp_path, **settings)
-        fresh = collect_statistics(model, tokenizer, text, **settings)
-        for layer in LAYERS:
-            assert torch.equal(found[layer].second_moment, fresh[layer].second_moment)
-            assert Statistics.load(tmp_path)[layer].sources == fresh[layer].sources
+        with pytest.raises(StatisticsError, match=r"layer\.1\.safetensors to be of this model.*remove it, or name"):
+            collect_statistics(model, tokenizer, text, out=tmp_path, **settings)
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("layer.*")} == before
 
 
 class Killed(Exception):  # noqa: N818
@@ -388,15 +388,35 @@ class TestResume:
             text.write_text(text.read_text().replace("French", "German"))
         settings: dict[str, Any] = {"layers": {"layers": [2]}, "tokens": {"tokens": 300}}.get(change, {})
         model = llama(seed=int(change == "model"))
-        found = collect(model, text, out=tmp_path / "out", **settings)
+        (checkpoint,) = (tmp_path / "out").iterdir()
+        before = checkpoint.read_bytes()
+        found = collect(model, text, out=tmp_path / "out", checkpoint_seconds=0.0, **settings)
         assert torch.equal(found[2].second_moment, collect(model, text, **settings)[2].second_moment)
+        assert checkpoint.read_bytes() == before
+
+    def test_a_kill_between_the_files_of_two_layers(
+        self, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def save_one(statistics: Statistics, folder: Path) -> None:
+            statistics[1].save(folder)
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Statistics, "save", save_one)
+            with pytest.raises(Killed):
+                collect(llama(), text, out=tmp_path, checkpoint_seconds=0.0)
+        added: list[str] = []
+        collect(llama(), text, out=tmp_path, progress=lambda stage, *_: added.append(stage))
+        assert added == []
+        assert {path.name for path in tmp_path.iterdir()} >= {"layer.1.safetensors", "layer.2.safetensors"}
+        assert not list(tmp_path.glob("partial*"))
 
     def test_a_damaged_checkpoint(self, text: Path, tmp_path: Path) -> None:
-        interrupted(llama(), text, tmp_path, 3)
-        path = tmp_path / "partial.safetensors"
+        interrupted(llama(), text, tmp_path / "out", 3)
+        (path,) = (tmp_path / "out").iterdir()
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(FormatError, match=str(path)):
-            collect(llama(), text, out=tmp_path)
+            collect(llama(), text, out=tmp_path / "out")
 
 
 class TestCache:

@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
     model = tiny_model("llama", vocab_size=len(tokenizer))
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    with pytest.raises(NonFiniteError, match="finite losses"):
+    with pytest.raises(NonFiniteError, match=f"finite losses, got NaN or Inf for .*'{EDITS[0].text}'"):
         our_values(model, tokenizer, EDITS, PREFIXES, config(model))
 
 

@@ -20,7 +20,8 @@ class Covariance {
   static Covariance from_sum(const at::Tensor& sum, int64_t count);
 
   /// Adds keys [..., dim] (float16, bfloat16, float32 or float64) on `device()`. Where `mask` [...] is given, only rows
-  /// that it selects (non-zero) count. Throws NonFiniteError naming the first bad row; nothing is added then.
+  /// that it selects (non-zero) count. Throws NonFiniteError naming the first bad row; nothing is added then. Where
+  /// memory runs out midway, the moment is lost: all else but its size throws Error from then on.
   void add(const at::Tensor& keys, const std::optional<at::Tensor>& mask = std::nullopt);
 
   /// Adds what another moment of the same width has seen, on whatever device.
@@ -38,8 +39,11 @@ class Covariance {
   c10::Device device() const { return total_.device(); }
 
  private:
+  void require_whole() const;
+
   at::Tensor total_;  // upper block triangle of Σ k kᵀ; what lies below it is not meaningful
   int64_t count_ = 0;
+  bool is_whole_ = true;  // all rows of each add() are in the total
 };
 
 }  // namespace emmet

@@ -33,8 +33,9 @@ class Ridge {
 /// as n = 1), any float dtype, on the metric's device; float64 inside. μ = 0 is the equality constraint ΔK = R (ROME,
 /// EMMET); μ = λ is MEMIT.
 ///
-/// With μ = 0 the constraint holds to 1e-6 relative, or DependentKeysError names the keys that prevent it. Throws
-/// ShapeError and NonFiniteError for bad input. Re-entrant.
+/// With μ = 0 the constraint holds to 1e-6 relative, or DependentKeysError names the keys that prevent it; a metric in
+/// float32 may be what does. Throws NotPositiveDefiniteError where a ridge is too small to matter beside keys that
+/// depend on each other, ShapeError and NonFiniteError for bad input. Re-entrant.
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge = 0.0);
 
 /// ROME (Meng et al. 2022, arXiv 2202.05262, eq. 2): one edit, equality constraint.

@@ -59,7 +59,7 @@ __device__ void reflect(const Problem& problem, int64_t column, int64_t row) {
 }
 
 /// Finds the reflections of the columns [first, last), and applies each to the rows of the panel that come after.
-__global__ void update_panel(Problem problem, int64_t first, int64_t last) {
+__global__ void __launch_bounds__(kLanes* kPanel) update_panel(Problem problem, int64_t first, int64_t last) {
   const int64_t row = first + threadIdx.y;
   for (int64_t column = first; column < last; ++column) {
     if (row == column) find_reflection(problem, column);
@@ -69,7 +69,7 @@ __global__ void update_panel(Problem problem, int64_t first, int64_t last) {
 }
 
 /// Applies the reflections of the columns [first, last) to the rows from `last` on.
-__global__ void update_below(Problem problem, int64_t first, int64_t last) {
+__global__ void __launch_bounds__(kLanes* kRows) update_below(Problem problem, int64_t first, int64_t last) {
   const int64_t row = last + static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
   if (row >= problem.dim) return;
   for (int64_t column = first; column < last; ++column) reflect(problem, column, row);
@@ -81,6 +81,7 @@ void cholesky_update(double* factor, double* vectors, const double* diagonal, in
                      void* stream) {
   const Problem problem{factor, vectors, diagonal, dim, count};
   const auto queue = static_cast<cudaStream_t>(stream);
+  cudaGetLastError();  // what went wrong earlier is not of this update
   for (int64_t first = 0; first < dim; first += kPanel) {
     const int64_t last = first + kPanel < dim ? first + kPanel : dim;
     update_panel<<<1, dim3(kLanes, kPanel), 0, queue>>>(problem, first, last);

@@ -90,10 +90,10 @@ def _edit(options: argparse.Namespace) -> None:
     config = edit_config(options)
     edits = read_edits(options.records)[: options.limit]
     check_consistent(edits)
-    check_output(options.out)
+    check_output(options.out, "update")
     values = options.values or cache_folder() / "values"
     check_folder(values)
-    check_apart(options.out, options.model, options.records, options.stats, values)
+    check_apart(options.out, options.model, options.records, options.config, options.corpus, options.stats, values)
     unchanged = None if options.ledger is None else UnchangedLedger(options.ledger)
     known = None if options.ledger is None else _known_ledger(options)
     _check_exportable(options, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
@@ -132,7 +132,8 @@ def _edit(options: argparse.Namespace) -> None:
                 save_model(model, tokenizer, editor.delta(), options.out, progress)
             else:
                 write_update(options, editor.delta())
-            if options.ledger is not None:
+            if unchanged is not None:
+                unchanged.check()  # writing may have taken minutes
                 editor.save(options.ledger)
     account = () if options.ledger is None else _account_rows(options.ledger, editor, handle)
     print_rows(*_edit_rows(handle, editor.config), *account, ("time", str(watch)), ("written", str(options.out)))
@@ -149,8 +150,8 @@ def _known_ledger(options: argparse.Namespace) -> Ledger | None:
             f"the ledger {options.ledger} and the output {options.out} would replace one another: name folders apart"
         )
         raise ConfigError(message)
-    check_output(ledger)
-    check_apart(ledger, options.model, options.records, options.stats)
+    check_output(ledger, "ledger")
+    check_apart(ledger, options.model, options.records, options.config, options.corpus, options.stats, options.values)
     if not (ledger / MANIFEST).exists():
         return None
     known, _ = Ledger.load(options.ledger)

@@ -62,7 +62,8 @@ examples:
         type=_names,
         default=(),
         metavar="A,B",
-        help="tasks of lm-eval, or YAML files of tasks, to run on the model, and with --delta on the unedited one",
+        help="tasks of lm-eval, or YAML files of tasks, which may run code beside them, to try on the model, and with "
+        "--delta on the unedited one",
     )
 
 
@@ -74,10 +75,14 @@ def _eval(options: argparse.Namespace) -> None:
     from ..architectures import discover
     from ..delta import Delta
     from ..evaluate import Tasks, evaluate, measure_drift, read_references
-    from ..output import check_folder
+    from ..output import MANIFEST, check_folder
 
     records = read_records(options.records)[: options.limit]
     check_folder(options.report)
+    if (options.report / MANIFEST).exists():  # what emmet replaces as a whole one day
+        message = f"expected a folder of its own for the report, got {options.report}, which holds other results of "
+        message += "emmet; name another"
+        raise ConfigError(message)
     delta = None if options.delta is None else Delta.load(options.delta)
     references = None if options.references is None else read_references(options.references)
     _check_drift(options)

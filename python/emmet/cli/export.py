@@ -54,7 +54,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.model is None and options.format != "peft":
         message = f"{options.delta} does not say what model it was made for: name it with --model"
         raise ConfigError(message)
-    check_output(options.out)
+    check_output(options.out, "update")
     check_apart(options.out, options.delta, options.model, options.stats)
     compression: list[Row] = []
     if options.rank is not None:

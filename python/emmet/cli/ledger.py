@@ -72,7 +72,7 @@ def _remove(options: argparse.Namespace) -> None:
     if options.model is None:
         message = f"{options.ledger} does not say what model it is for: name it with --model"
         raise ConfigError(message)
-    check_output(options.out)
+    check_output(options.out, "update")
     check_apart(options.out, options.model, options.stats, options.ledger)
     watch = Stopwatch()
     with progress_bars(options) as progress:
@@ -86,5 +86,6 @@ def _remove(options: argparse.Namespace) -> None:
         unchanged.check()
         with watch.stage("write"):
             editor.delta().save(options.out)
+            unchanged.check()
             editor.save(options.ledger)
     print_rows(("edits", f"{len(editor.list())} left"), ("time", str(watch)), ("written", str(options.out)))

@@ -28,7 +28,7 @@ examples:
   emmet stats gpt2 --layers 4-8 --out stats/ --corpus wiki.txt   on a text file
   emmet stats gpt2 --layers 7 --out stats/ --corpus hf:roneneldan/TinyStories
 
-The same command goes on where it was interrupted. Layers that are already there are kept.""",
+The same command goes on where it was interrupted. Layers of the same text that are already there are kept.""",
     )
     parser.set_defaults(world=ALONE)
     add_model(parser)

@@ -124,11 +124,10 @@ def _span(text: str) -> str:
 
 def _sweep(options: argparse.Namespace) -> None:
     from ..corpora import open_corpus
-    from ..output import check_folder
+    from ..output import check_folder, check_output
     from ..storage import cache_folder
     from ..sweep import Plan, sweep
     from ..sweep.plan import check_batch_sizes, without_repetitions
-    from ..sweep.store import check_sweep_folder
 
     config = EditConfig() if options.config is None else read_config(options.config)
     optional = ("layers", "ridges", "scored", "absorb", "drift", "drift_tokens")
@@ -142,7 +141,7 @@ def _sweep(options: argparse.Namespace) -> None:
     )
     records = _selected(read_records(options.data), options)
     check_batch_sizes(plan.batch_sizes, len(without_repetitions(records)))
-    check_sweep_folder(options.out)
+    check_output(options.out, "sweep")
     values = options.values or cache_folder() / "values"
     check_folder(values)
     for corpus in (options.corpus if options.stats is None else None, options.drift):

@@ -14,6 +14,7 @@ A model is compared with what edits make of it:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..progress import Progress, silent
 from ..weights import Backup
 
 _TOKENS = 10_000
+_LARGEST_NLL = math.log(sys.float_info.max)  # whose perplexity is still a number
 _LENGTH = 256  # tokens of one pass: few, because all its logits are needed
 
 
@@ -127,9 +129,11 @@ def text_drift(
         message = "expected a text of two tokens or more to measure drift on, got none: give a longer one"
         raise StatisticsError(message)
     kl, nll_before, nll_after, agreement = torch.cat(found).mean(0).tolist()
-    if not math.isfinite(kl + nll_before + nll_after):
-        message = "the model's predictions of the text are NaN or infinite, before or after the edits: its weights are "
-        message += "damaged, or its dtype overflows; load it in float32 or bfloat16"
+    if not (math.isfinite(kl) and max(nll_before, nll_after) < _LARGEST_NLL):  # NaN is not below it either
+        message = (
+            "the model's predictions of the text are NaN or of infinite perplexity, before or after the edits: its "
+        )
+        message += "weights are damaged, or its dtype overflows; load it in float32 or bfloat16"
         raise NonFiniteError(message)
     return TextDrift(tokens, kl, math.exp(nll_before), math.exp(nll_after), 100 * agreement)
 

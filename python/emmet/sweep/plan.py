@@ -37,7 +37,7 @@ class Plan:
     sequential: the batches of a run are made one after the other on top of those before, and all scored after the last.
         Otherwise each is made in the unedited model, scored, and taken back.
     absorb: for sequential batches, the weights to try of earlier edits among the memories that later ones preserve;
-        None takes that of `config`.
+        None takes that of `config`. Without `sequential` it is 0, as published, also within a batch of ROME.
     config: all other settings.
     """
 
@@ -82,7 +82,7 @@ class Plan:
             replace(self.config, method=method, layers=layers, ridge=ridge, absorb=absorb)
             for layers in layer_sets
             for method, ridge in self._methods()
-            for absorb in self.absorb or [self.config.absorb]
+            for absorb in self.absorb or [self.config.absorb if self.sequential else 0.0]
         ]
 
     def _methods(self) -> Iterator[tuple[Any, Ridge | None]]:

@@ -19,17 +19,18 @@ from .. import __version__
 from ..architectures import Architecture, discover
 from ..corpora import open_corpus
 from ..edits import Record
-from ..errors import EditError, StatisticsError
+from ..errors import EditError, EmmetError, StatisticsError
 from ..evaluate import evaluate
 from ..fingerprint import model_fingerprint, tensor_digest, tokenizer_fingerprint
 from ..keys import checked_prompts
+from ..output import check_output
 from ..progress import Progress, silent, within
 from ..statistics import LayerStatistics, Statistics, collect_into_cache
 from ..storage import cache_folder
 from .plan import Batch, Plan, Run, check_batch_sizes, without_repetitions
 from .report import write_report
 from .results import Results, RunResult, pooled
-from .store import FORMAT, RunFile, check_sweep_folder, write_manifest
+from .store import FORMAT, Outcome, RunFile, write_manifest
 from .task import RECORDS_A_WRITE, Task
 from .workbench import Edited, Workbench
 
@@ -67,7 +68,7 @@ def sweep(
     distinct = without_repetitions(records)
     runs = plan.runs(model.config)
     check_batch_sizes(plan.batch_sizes, len(distinct))
-    check_sweep_folder(out)
+    check_output(out, "sweep")
     batches = {run: run.batches(len(distinct), plan.scored) for run in runs}
     edits = [record.edit for record in distinct[: max(of_run[-1].end for of_run in batches.values())]]
     checked_prompts(arch, tokenizer, edits, plan.config.prefixes or ())  # statistics may take minutes
@@ -109,11 +110,21 @@ def sweep(
     total, done, outcomes = sum(task.records for task in tasks), 0, []
     for task in tasks:
         outcomes.append(task.complete(score, within(progress, done, total)))
+        if len(outcomes) == 1:
+            _require_scores(outcomes[0])
         done += task.records
     of_runs = [RunResult.of(run, kind, of_run) for run, of_run in zip(runs, outcomes[1:], strict=True)]
     results = Results(facts, pooled(kind, outcomes[0]), of_runs)
     write_report(results, out)
     return results
+
+
+def _require_scores(unedited: Sequence[Outcome]) -> None:
+    """Raise EmmetError if the unedited model could not be scored: all else is compared with it."""
+    for outcome in unedited:
+        if "error" in outcome:
+            message = f"the unedited model cannot be scored on records {outcome['first']} to {outcome['end'] - 1}: "
+            raise EmmetError(message + outcome["error"])
 
 
 def _kind(records: Sequence[Record]) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EmmetError, FormatError
-from ..output import MANIFEST, check_output
+from ..errors import FormatError
+from ..output import MANIFEST
 from ..storage import write_json, write_text
 
 FORMAT = "emmet.sweep.1"
@@ -54,21 +54,6 @@ class RunFile:
         run = json.dumps(self.made_of, ensure_ascii=False, allow_nan=False)
         lines = ",\n".join(json.dumps(outcome, ensure_ascii=False, allow_nan=False) for outcome in outcomes)
         write_text(self.path, f'{{"run": {run},\n"batches": [\n{lines}\n]}}\n')
-
-
-def check_sweep_folder(folder: Path) -> None:
-    """Raise EmmetError unless `folder` is new, empty or that of a sweep."""
-    check_output(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        ours = manifest["format"] == FORMAT
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        message = f"expected a new folder or that of a sweep, got {folder}, which holds something else; name another"
-        raise EmmetError(message)
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

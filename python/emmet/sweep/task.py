@@ -44,7 +44,8 @@ class Task:
     def stored(self) -> list[Outcome]:
         """The outcomes that the file has, without a gap from the first batch on. Raises as `RunFile.read`."""
         pairs = zip(self.file.read(), self.batches, strict=False)
-        return [outcome for outcome, _ in itertools.takewhile(lambda pair: _is_of(*pair), pairs)]
+        found = itertools.takewhile(lambda pair: _is_of(*pair), pairs)
+        return [outcome | {"records": outcome["records"][: batch.scored]} for outcome, batch in found]
 
     def complete(self, score: Scorer, progress: Progress) -> list[Outcome]:
         """The outcomes of all batches, of which those are computed that the file lacks.
@@ -77,4 +78,4 @@ class Task:
 
 def _is_of(outcome: Outcome, batch: Batch) -> bool:
     same_edits = (outcome["first"], outcome["end"]) == (batch.first, batch.end)
-    return same_edits and ("error" in outcome or len(outcome["records"]) == batch.scored)
+    return same_edits and ("error" in outcome or len(outcome["records"]) >= batch.scored)

@@ -17,6 +17,7 @@ from ..architectures import Architecture
 from ..config import ResolvedConfig
 from ..editor import Editor
 from ..edits import Edit
+from ..errors import EmmetError, NonFiniteError
 from ..evaluate.drift import TextDrift, text_drift
 from ..forward import last_token_states
 from ..keys import in_contexts
@@ -44,7 +45,7 @@ class _Solve(NamedTuple):
 class Edited:
     """What a batch of edits made of a model, while that has them.
 
-    `drift` compares its predictions with those of the unedited model, and leaves it unedited; None if it is not wanted.
+    `drift` compares its predictions with those of the unedited model; None if it is not wanted.
     """
 
     layers: Sequence[LayerFigures] = ()
@@ -101,7 +102,17 @@ class Workbench:
 
     def _drift(self, unedited: Backup, weights: Sequence[nn.Parameter]) -> Callable[[], TextDrift] | None:
         text = self._drift_text
-        return None if text is None else lambda: text_drift(self._arch, text, unedited, Backup(weights))
+        if text is None:
+            return None
+
+        def measure() -> TextDrift:
+            edited = Backup(weights)
+            try:
+                return text_drift(self._arch, text, unedited, edited)
+            finally:
+                edited.restore()
+
+        return measure
 
     def _edit_in_turn(self, run: Run, batch: Batch, undo: ExitStack) -> list[_Solve]:
         """Edit so many at once as the run says, on top of those before."""
@@ -118,7 +129,10 @@ class Workbench:
     def _shared_edits(self, config: ResolvedConfig) -> _SharedEdits:
         config = self._with_prefixes(config)
         if self._shared is None or self._shared.editor.config != config:
-            self._shared = _SharedEdits(self._editor(config), self._edits)
+            try:
+                self._shared = _SharedEdits(self._editor(config), self._edits)
+            except NonFiniteError as error:  # of no batch alone, so that none is to be called failed
+                raise EmmetError(str(error)) from error
         return self._shared
 
     def _with_prefixes(self, config: ResolvedConfig) -> ResolvedConfig:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from emmet import EmmetError, FormatError
-from emmet.sweep.store import RunFile, check_sweep_folder, write_manifest
+from emmet import FormatError
+from emmet.sweep.store import RunFile
 
 OUTCOMES = [
     {"first": 0, "end": 2, "layers": [{"layer": 1, "ridge": 0.1}], "records": [{"id": "é", "ES": 1 / 3, "PS": None}]},
@@ -38,17 +38,3 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(FormatError, match=r"a.json is not what `emmet sweep` wrote there: delete it"):
         RunFile(path, {}).read()
-
-
-def test_only_folders_of_sweeps_are_used_again(tmp_path: Path) -> None:
-    check_sweep_folder(tmp_path / "new")
-    check_sweep_folder(tmp_path)
-    write_manifest(tmp_path, {"model": "m"})
-    (tmp_path / "report.md").write_text("")
-    check_sweep_folder(tmp_path)
-    (tmp_path / "emmet.json").write_text('{"format": "emmet.delta.1"}')
-    with pytest.raises(EmmetError, match="expected a new folder or that of a sweep, got"):
-        check_sweep_folder(tmp_path)
-    (tmp_path / "emmet.json").unlink()
-    with pytest.raises(EmmetError, match="expected a new or empty folder"):
-        check_sweep_folder(tmp_path)
