@@ -92,17 +92,18 @@ def _eval(options: argparse.Namespace) -> None:
     with progress_bars(options) as progress:
         model, tokenizer = load_model(options, watch, progress)
         arch = discover(model)
-        drift, tasks_before = None, None
-        if delta is not None:
+        unedited = None if delta is None else delta.apply(model)
+        with watch.stage("evaluation"):
+            report = evaluate(arch, tokenizer, records, progress, write_texts=options.texts, references=references)
+        report.write(options.report)  # whatever may become of the rest, which takes longer
+        report = replace(report, tasks=_run_tasks(tasks, arch, tokenizer, watch, progress))
+        if delta is not None and unedited is not None:
+            unedited.restore()
+            report = replace(report, tasks_before=_run_tasks(tasks, arch, tokenizer, watch, progress))
             if options.drift is not None:
                 with watch.stage("drift"):
                     drift = measure_drift(arch, tokenizer, delta, options.drift, progress=progress)
-            tasks_before = _run_tasks(tasks, arch, tokenizer, watch, progress)
-            delta.apply(model)
-        with watch.stage("evaluation"):
-            report = evaluate(arch, tokenizer, records, progress, write_texts=options.texts, references=references)
-        tasks_after = _run_tasks(tasks, arch, tokenizer, watch, progress)
-    report = replace(report, drift=drift, tasks=tasks_after, tasks_before=tasks_before)
+                report = replace(report, drift=drift)
     report.write(options.report)
     print_rows(*_report_rows(report), ("time", str(watch)), ("written", str(options.report)))
 
