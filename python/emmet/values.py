@@ -143,8 +143,8 @@ class _Objective:
 
     def __call__(self, delta: Tensor) -> Losses:
         """Raises NonFiniteError if a loss is not finite."""
-        part, turn = self._calls % len(self._turns), self._turns[self._calls % len(self._turns)]
-        self._calls += 1
+        whose = self._calls % len(self._turns)
+        turn, self._calls = self._turns[whose], self._calls + 1
         copies = turn.copies(delta)
         nll, edited = turn(copies)
         if self._unedited is None:
@@ -161,7 +161,7 @@ class _Objective:
             message = f"expected finite losses, got NaN or Inf for {names}: the model overflows there; "
             message += "try another dtype, or leave these edits out"
             raise NonFiniteError(message)
-        self._latest[:, self._parts[part]] = nll.detach()
+        self._latest[:, self._parts[whose]] = nll.detach()
         return Losses(self._latest.clone(), context_gradients, rest, rest_gradient)
 
     def keep(self, edits: Tensor) -> None:

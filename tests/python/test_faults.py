@@ -398,3 +398,43 @@ def _edit_without_memory(megabytes: int) -> int:
     assert editor.list() == ()
     assert editor.edit(edits).diagnostics[0].diagnostics.constraint_residual < 1e-6
     return _REFUSED
+
+
+def test_no_more_memory_for_keys(record: Record) -> None:
+    """A moment never counts keys that it lacks, or holds some that it does not count."""
+    for megabytes in (0, 5, 10, 20, 30, 35, 40, 60, 100):
+        code, text = Fork(lambda: _add_without_memory(megabytes)).wait()  # noqa: B023
+        assert code in _ADDING, text
+        record(_ADDING[code])
+
+
+_ADDING = {20: "added", 21: "nothing added", 22: "lost, and says so"}
+
+
+def _add_without_memory(megabytes: int) -> int:
+    keys = torch.randn(20000, 2000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    moment = emmet.Covariance(2000)
+    moment.add(keys[:100])
+    expected = moment.sum()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _limit(resource.RLIMIT_AS, used + megabytes * 2**20)
+    try:
+        moment.add(keys)
+    except (RuntimeError, MemoryError, emmet.EmmetError):
+        pass
+    finally:
+        _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+    try:
+        found = moment.sum()
+    except emmet.EmmetError as error:
+        assert "with some of the keys of a failed add(); begin anew" in str(error)
+        return 22
+    added = moment.count() == 20100
+    assert moment.count() == (20100 if added else 100)
+    if added:
+        whole = emmet.Covariance(2000)
+        whole.add(keys[:100])
+        whole.add(keys)
+        expected = whole.sum()
+    assert torch.equal(found, expected)
+    return 20 if added else 21
