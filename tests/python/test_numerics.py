@@ -147,12 +147,9 @@ def test_extremes_give_the_right_update_or_an_error(of: str, extreme: float, rid
     )
 
 
-@pytest.mark.parametrize("ridge", [0.0, 1.0, "auto"])
+@pytest.mark.parametrize(("n", "ridge"), [(3, 0.0), (3, 1.0), (3, "auto"), (D + 1, 1.0), (D + 1, "auto")])
 @pytest.mark.parametrize("of", ["keys", "residuals"])
-@pytest.mark.parametrize("n", [3, D + 1])
 def test_an_overflow_is_called_so(of: str, ridge: float | str, n: int) -> None:
-    if n > D and ridge == 0:
-        pytest.skip("more keys than dimensions have no solution")
     case = problem(np.random.default_rng(0), D, n)
     keys, residuals = (
         torch.from_numpy((1e200 if name == of else 1) * getattr(case, name)) for name in ("keys", "residuals")
