@@ -84,7 +84,9 @@ at::Tensor System::half_solve_(at::Tensor right_hand_side) const {
 }
 
 at::Tensor System::solve(const at::Tensor& right_hand_side) const {
-  return scale_ * solve_with_factor(factor_, scale_ * right_hand_side);
+  auto solution = half_solve_(right_hand_side.clone(at::MemoryFormat::Contiguous));
+  at::linalg_solve_triangular_out(solution, factor_.mT(), solution, /*upper=*/true);
+  return solution.mul_(scale_);
 }
 
 }  // namespace emmet
