@@ -18,7 +18,7 @@ from .architectures import Architecture
 # Of a config, what no layer computes with: where a model came from, what is asked of it, and the dtype, which each
 # weight has anyway.
 _IDLE = re.compile(
-    r"_name_or_path|architectures|transformers_version|(torch_)?dtype|use_cache|\w+_token_id|output_\w+|return_dict"
+    r"_name_or_path|architectures|transformers_version|(torch_)?dtype|use_cache|\w+_token_id|output_(attentions|hidden_states)|return_dict"
     r"|id2label|label2id|problem_type"
 )
 
@@ -46,7 +46,7 @@ def layer_fingerprints(arch: Architecture, layers: Iterable[int]) -> dict[int, s
     projections = {layer: arch.projection(layer).name for layer in layers}
     inside = f"{arch.layers_name}."
     below = hashlib.blake2b(digest_size=16)
-    below.update(_joined(_digests(arch.model, leave_out=inside)) + _described(arch))
+    below.update(_joined(_digests(arch.model, leave_out=(inside,))) + _described(arch))
 
     fingerprints = {}
     for layer in range(max(projections, default=-1) + 1):
@@ -70,8 +70,7 @@ def model_fingerprint(arch: Architecture) -> str:
 
 def rest_fingerprint(arch: Architecture, layers: Iterable[int]) -> str:
     """A hash of the config and of all stored tensors but the weights that edits of `layers` change."""
-    edited = _edited(arch, layers)
-    return _hash(_joined(item for item in _digests(arch.model) if item[0] not in edited), _described(arch))
+    return _hash(_joined(_digests(arch.model, leave_out=(*_edited(arch, layers),))), _described(arch))
 
 
 class Identity:
@@ -81,9 +80,8 @@ class Identity:
     """
 
     def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase, layers: Iterable[int]) -> None:
-        self._arch = arch
         self._edited = _edited(arch, layers)
-        self._rest = [item for item in _digests(arch.model) if item[0] not in self._edited]
+        self._rest = list(_digests(arch.model, leave_out=(*self._edited,)))
         self._described = _described(arch) + tokenizer_fingerprint(tokenizer).encode()
 
     def fingerprint(self) -> str:
@@ -117,14 +115,14 @@ def _without_idle(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digests(module: nn.Module, *, prefix: str = "", leave_out: str | None = None) -> Iterator[tuple[str, bytes]]:
-    """Full name and digest of each stored tensor of `module`, tied ones once, but for names that start as `leave_out`.
+def _digests(module: nn.Module, *, prefix: str = "", leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
+    """Full name and digest of each stored tensor of `module`, tied ones once, but for names that begin with `leave_out`.
 
     Buffers that are not stored are left out: they follow from the config, and their last bits from the device.
     """
     stored = module.state_dict().keys()
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
-        if name in stored and not (leave_out and name.startswith(leave_out)):
+        if name in stored and not name.startswith(leave_out):
             yield prefix + name, tensor_digest(tensor)
 
 

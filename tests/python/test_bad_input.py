@@ -608,6 +608,14 @@ def test_output_folder_that_cannot_be(refused: Refused, command: str, option: st
     assert message == f"cannot write to {text / 'out'}, as {text} is not a folder that you may write to; name another"
 
 
+def test_report_into_a_folder_that_emmet_replaces(refused: Refused) -> None:
+    delta = refused.folder / "delta"
+    message = refused("eval", refused.folder / "model", refused.folder / "edits.jsonl", "--report", delta)
+    assert message == (
+        f"expected a folder of its own for the report, got {delta}, which holds other results of emmet; name another"
+    )
+
+
 def test_output_folder_that_is_the_input(refused: Refused) -> None:
     model = save_model(refused.scratch / "model")
     (model / "emmet.json").write_text('{"format": "emmet.model.1"}')  # as if it had been written by `emmet edit`

@@ -130,10 +130,8 @@ def text_drift(
         raise StatisticsError(message)
     kl, nll_before, nll_after, agreement = torch.cat(found).mean(0).tolist()
     if not (math.isfinite(kl) and max(nll_before, nll_after) < _LARGEST_NLL):  # NaN is not below it either
-        message = (
-            "the model's predictions of the text are NaN or of infinite perplexity, before or after the edits: its "
-        )
-        message += "weights are damaged, or its dtype overflows; load it in float32 or bfloat16"
+        message = "the model's predictions of the text are NaN or of infinite perplexity, before or after the edits: "
+        message += "its weights are damaged, or its dtype overflows; load it in float32 or bfloat16"
         raise NonFiniteError(message)
     return TextDrift(tokens, kl, math.exp(nll_before), math.exp(nll_after), 100 * agreement)
 
