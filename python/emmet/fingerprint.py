@@ -116,7 +116,7 @@ def _without_idle(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digests(module: nn.Module, *, prefix: str = "", leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
-    """Full name and digest of each stored tensor of `module`, tied ones once, but for names that begin with `leave_out`.
+    """Full name and digest of each stored tensor of `module`, tied ones once, but for those that start as `leave_out`.
 
     Buffers that are not stored are left out: they follow from the config, and their last bits from the device.
     """
