@@ -39,7 +39,11 @@ examples:
     add_records(parser, "DATA.jsonl", "records of ours, CounterFact or zsRE")
     parser.add_argument("--delta", type=Path, metavar="DIR", help="edits to apply first, written by `emmet edit`")
     parser.add_argument(
-        "--report", type=Path, required=True, metavar="DIR", help="folder to write metrics.json and report.md to"
+        "--report",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write metrics.json, report.md and report.html to",
     )
     parser.add_argument(
         "--texts",

@@ -1,8 +1,8 @@
-"""The evaluation of a model on records, as JSON and as Markdown."""
+"""The evaluation of a model on records, as JSON and as a report to read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,9 +14,11 @@ from ..architectures import Architecture
 from ..edits import Record
 from ..errors import EditError
 from ..progress import Progress, silent
+from ..reports import markdown, page
 from ..storage import write_json, write_text
 from . import counterfact, generation, texts, zsre
-from .downstream import TaskScore, TaskScores
+from .document import document
+from .downstream import TaskScores
 from .drift import Drift
 from .intervals import Estimate, estimate
 from .references import Attribute
@@ -72,28 +74,12 @@ class Report:
             "per_record": list(self.per_record),
         }
 
-    def to_markdown(self) -> str:
-        """The metrics with their intervals and meanings, and the drift and the tasks that were measured, as tables."""
-        lines = [f"# Evaluation: {len(self.per_record)} records ({self.kind})", *self._metrics_table()]
-        if self.drift is not None:
-            lines += _drift_tables(self.drift)
-        if self.tasks is not None:
-            lines += _tasks_table(self.tasks, self.tasks_before or {})
-        return "\n".join([*lines, ""])
-
-    def _metrics_table(self) -> Iterator[str]:
-        definitions = _definitions(self.kind)
-        yield from ("", "| metric | % | 95 % interval | records | meaning |", "| --- | ---: | ---: | ---: | --- |")
-        for metric, found in self.metrics.items():
-            values = (
-                f"{found.mean:.1f} | {found.low:.1f} to {found.high:.1f} | {found.records}" if found else "– | – | 0"
-            )
-            yield f"| {metric} | {values} | {definitions[metric]} |"
-
     def write(self, directory: str | PathLike[str]) -> None:
-        """Write metrics.json and report.md into a folder, which is made if it is missing."""
-        write_json(Path(directory) / "metrics.json", self.to_json())
-        write_text(Path(directory) / "report.md", self.to_markdown())
+        """Write metrics.json, report.md and report.html into a folder, which is made if it is missing."""
+        folder, content = Path(directory), document(self, _definitions(self.kind))
+        write_json(folder / "metrics.json", self.to_json())
+        write_text(folder / "report.md", markdown(content))
+        write_text(folder / "report.html", page(content))
 
 
 def evaluate(
@@ -159,29 +145,3 @@ def _definitions(kind: str) -> Mapping[str, str]:
 
 def _tasks_json(tasks: TaskScores) -> dict[str, Any]:
     return {task: {metric: asdict(score) for metric, score in of_task.items()} for task, of_task in tasks.items()}
-
-
-def _drift_tables(drift: Drift) -> Iterator[str]:
-    text = drift.text
-    perplexity = f"{text.perplexity_before:.2f} → {text.perplexity_after:.2f} (× {text.perplexity_ratio:.3f})"
-    yield from ("", f"## Drift from the unedited model ({text.tokens:,} tokens of {drift.corpus})", "")
-    yield from ("| KL divergence | perplexity | top-1 agreement |", "| ---: | ---: | ---: |")
-    yield f"| {text.kl:.3g} nats | {perplexity} | {text.top_1_agreement:.1f} % |"
-    yield from ("", "| layer | ‖Δ‖ / ‖W‖ | preservation cost tr(ΔCΔᵀ) |", "| ---: | ---: | ---: |")
-    for layer, change in drift.layers.items():
-        cost = "–" if change.preservation_cost is None else f"{change.preservation_cost:.3g}"
-        yield f"| {layer} | {change.relative_change:.3g} | {cost} |"
-
-
-def _tasks_table(tasks: TaskScores, before: TaskScores) -> Iterator[str]:
-    yield from ("", "## Downstream tasks", "")
-    yield from ("| task | metric | unedited | this model |", "| --- | --- | ---: | ---: |")
-    for task, scores in tasks.items():
-        for metric, score in scores.items():
-            yield f"| {task} | {metric} | {_task_cell(before.get(task, {}).get(metric))} | {_task_cell(score)} |"
-
-
-def _task_cell(score: TaskScore | None) -> str:
-    if score is None:
-        return "–"
-    return f"{score.value:.4g}" if score.standard_error is None else f"{score.value:.4g} ± {score.standard_error:.2g}"

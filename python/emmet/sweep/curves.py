@@ -9,7 +9,7 @@ from statistics import fmean
 
 from .. import presets
 from ..evaluate.intervals import Estimate
-from .chart import Chart, Mark, Point, Series
+from ..reports.line_chart import LineChart, Mark, Point, Series
 from .plan import ONE_METRIC, Run, layers_text, ridge_text
 from .results import Results, RunResult
 
@@ -57,7 +57,7 @@ def layers_axis(runs: Sequence[RunResult]) -> Axis:
     return Axis("layers", lambda run: places[run.config.layers], lambda run: layers_text(run.config.layers))
 
 
-def metric_charts(results: Results, runs: Sequence[RunResult], axis: Axis) -> list[Chart]:
+def metric_charts(results: Results, runs: Sequence[RunResult], axis: Axis) -> list[LineChart]:
     """A chart for each metric, with a line for each method and ridge."""
     charts = []
     for metric in results.metrics:
@@ -67,7 +67,7 @@ def metric_charts(results: Results, runs: Sequence[RunResult], axis: Axis) -> li
     return charts
 
 
-def ridge_charts(results: Results, runs: Sequence[RunResult]) -> list[Chart]:
+def ridge_charts(results: Results, runs: Sequence[RunResult]) -> list[LineChart]:
     """A chart for all runs that differ in the ridge alone, with a line for each metric.
 
     EMMET and MEMIT with the same ridge are the same, so that one of them is shown.
@@ -91,7 +91,7 @@ def _ridge_curve(run: Run) -> str:
 
 def line_charts(
     title: str, axis: Axis, lines: Iterable[Line], *, marks: Sequence[Mark] = (), baseline: float | None = None
-) -> list[Chart]:
+) -> list[LineChart]:
     """A chart of those lines that have two points or more; none if there is none."""
     lines = list(lines)
     series = [one for one in (_series(line, axis) for line in lines) if len(one.points) > 1]
@@ -101,7 +101,7 @@ def line_charts(
     ticks = [Mark(place, names[place]) for place in sorted(names)]
     shown = ", ".join(one.name for one in series)
     description = f"{title} against {axis.label}, a line each for {shown}. The figures are in the table."
-    return [Chart(title, description, axis.label, ticks, series, marks, baseline)]
+    return [LineChart(title, description, axis.label, ticks, series, marks, baseline)]
 
 
 def _series(line: Line, axis: Axis) -> Series:

@@ -1,13 +1,12 @@
-"""What the report of a sweep says: sections with charts and tables, whatever they are written in."""
+"""What the report of a sweep says."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
-from .chart import Chart
+from ..reports import Document, Section, Table
 from .curves import (
     Line,
     batch_size_axis,
@@ -41,40 +40,11 @@ _OF_VALUES = (
 _BANDS = "Bands are 95 % intervals. The dotted line is the unedited model, where that is near."
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of texts under a header. The first `names` columns say what a row is about, the others hold figures."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    names: int
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, what there is to know, charts, and a table of what they show."""
-
-    title: str
-    text: str
-    charts: Sequence[Chart]
-    table: Table
-
-
-@dataclass(frozen=True)
-class Document:
-    """The whole report. `facts` say what was measured on what, and `failures` why batches failed."""
-
-    title: str
-    facts: Sequence[tuple[str, str]]
-    sections: Sequence[Section]
-    failures: Sequence[str]
-
-
 def document(results: Results) -> Document:
     """What there is to report of a sweep. A line takes two points; what has fewer is in the tables alone."""
     sections = [*_by_batch_size(results), *_by_ridge(results), *_by_layers(results), *_drift(results)]
     return Document(
-        title=f"{results.facts['model']} on {results.facts['data']}",
+        title=f"Sweep: {results.facts['model']} on {results.facts['data']}",
         facts=list(_facts(results)),
         sections=[*(section for section in sections if section.charts), _all_runs(results)],
         failures=list(_failures(results)),
@@ -114,7 +84,7 @@ def _failures(results: Results) -> Iterator[str]:
 def _by_batch_size(results: Results) -> Iterator[Section]:
     for name, runs in grouped(results.runs, layers).items():
         charts = metric_charts(results, runs, batch_size_axis())
-        yield Section(f"Scores against batch size, {name}", _BANDS, charts, _scores(results, runs))
+        yield Section(f"Scores against batch size, {name}", _BANDS, charts, [_scores(results, runs)])
 
 
 def _by_ridge(results: Results) -> Iterator[Section]:
@@ -126,13 +96,13 @@ def _by_ridge(results: Results) -> Iterator[Section]:
     with_ridge.sort(key=lambda one: (one.run.batch_size, one.run.config.ridge))
     for name, runs in grouped(with_ridge, layers).items():
         charts = ridge_charts(results, runs)
-        yield Section(f"Efficacy and specificity against ridge, {name}", text, charts, _scores(results, runs))
+        yield Section(f"Efficacy and specificity against ridge, {name}", text, charts, [_scores(results, runs)])
 
 
 def _by_layers(results: Results) -> Iterator[Section]:
     for name, runs in grouped(results.runs, batches).items():
         charts = metric_charts(results, runs, layers_axis(runs))
-        yield Section(f"Scores against layers, {name}", _BANDS, charts, _scores(results, runs))
+        yield Section(f"Scores against layers, {name}", _BANDS, charts, [_scores(results, runs)])
 
 
 def _drift(results: Results) -> Iterator[Section]:
@@ -144,13 +114,13 @@ def _drift(results: Results) -> Iterator[Section]:
             lines = [Line(of_solver, ones, over_batches(figures)) for of_solver, ones in solvers]
             charts += line_charts(title, batch_size_axis(), lines)
         table = _table(runs, [*_SOLVES, *_drift_columns(results)])
-        yield Section(f"Drift against batch size, {name}", text, charts, table)
+        yield Section(f"Drift against batch size, {name}", text, charts, [table])
 
 
 def _all_runs(results: Results) -> Section:
     text = "All metrics. Of solves, change and cost are the mean over batches, and the other figures the largest."
     every = [*_SOLVES, *_drift_columns(results)]
-    return Section("All runs", text, [], _scores(results, results.runs, list(results.unedited.metrics), every))
+    return Section("All runs", text, [], [_scores(results, results.runs, list(results.unedited.metrics), every)])
 
 
 # Tables

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..reports import markdown, page
 from ..storage import write_text
 from .document import document
-from .markdown import markdown
-from .page import page
 from .results import Results
 
 

@@ -55,16 +55,27 @@ def test_json_holds_the_metrics_at_its_top(report: Report) -> None:
     }
 
 
-def test_a_metric_of_0_is_not_one_that_is_missing() -> None:
+def test_a_metric_of_0_is_not_one_that_is_missing(tmp_path: Path) -> None:
     report = Report("zsre", {"S": Estimate(0.0, 0.0, 0.0, 3)}, [{}] * 3)
     assert report.to_json()["S"] == 0.0
     assert report.to_json()["intervals"] == {"S": [0.0, 0.0]}
-    assert f"| S | 0.0 | 0.0 to 0.0 | 3 | {zsre.METRICS['S']} |" in report.to_markdown()
+    assert f"| S | 0.0 | 0.0 to 0.0 | 3 | {zsre.METRICS['S']} |" in written(report, tmp_path)
 
 
-def test_markdown_is_a_table(report: Report) -> None:
-    assert report.to_markdown().splitlines() == [
+def written(report: Report, folder: Path) -> str:
+    report.write(folder)
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_markdown_is_a_table(report: Report, tmp_path: Path) -> None:
+    assert written(report, tmp_path).splitlines() == [
         "# Evaluation: 2 records (counterfact)",
+        "",
+        "The charts are in [report.html](report.html).",
+        "",
+        "- intervals: 95 %, by bootstrap over records",
+        "",
+        "## Metrics",
         "",
         "| metric | % | 95 % interval | records | meaning |",
         "| --- | ---: | ---: | ---: | --- |",
@@ -73,7 +84,7 @@ def test_markdown_is_a_table(report: Report) -> None:
     ]
 
 
-def test_drift_and_tasks_are_added_where_they_were_measured(report: Report) -> None:
+def test_drift_and_tasks_are_added_where_they_were_measured(report: Report, tmp_path: Path) -> None:
     layers = {7: LayerDrift(0.0321, 1.5), 8: LayerDrift(0.1, None)}
     drift = Drift("wiki.txt", TextDrift(9960, 0.0125, 20.0, 25.0, 98.75), layers)
     tasks = {"piqa": {"acc": TaskScore(0.625, 0.0123), "f1": TaskScore(0.5, None)}}
@@ -87,8 +98,8 @@ def test_drift_and_tasks_are_added_where_they_were_measured(report: Report) -> N
     }
     assert found["tasks_before"] == {"piqa": {"acc": {"value": 0.75, "standard_error": 0.01}}}
     assert {key: found[key] for key in report.to_json()} == report.to_json()
-    assert whole.to_markdown().splitlines() == [
-        *report.to_markdown().splitlines(),
+    assert written(whole, tmp_path).splitlines() == [
+        *written(report, tmp_path).splitlines(),
         "",
         "## Drift from the unedited model (9,960 tokens of wiki.txt)",
         "",
@@ -97,7 +108,7 @@ def test_drift_and_tasks_are_added_where_they_were_measured(report: Report) -> N
         "| 0.0125 nats | 20.00 → 25.00 (× 1.250) | 98.8 % |",
         "",
         "| layer | ‖Δ‖ / ‖W‖ | preservation cost tr(ΔCΔᵀ) |",
-        "| ---: | ---: | ---: |",
+        "| --- | ---: | ---: |",
         "| 7 | 0.0321 | 1.5 |",
         "| 8 | 0.1 | – |",
         "",
@@ -110,12 +121,19 @@ def test_drift_and_tasks_are_added_where_they_were_measured(report: Report) -> N
     ]
 
 
-def test_both_files_are_written(report: Report, tmp_path: Path) -> None:
+def test_the_report_is_written_in_three_forms(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     report.write(folder)
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == report.to_json()
-    assert (folder / "report.md").read_text(encoding="utf-8") == report.to_markdown()
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "report.md"}
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "report.md", "report.html"}
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<title>ES: 97.9, 95 % interval 93.8 to 100.0</title>" in html
+    assert "PS:" not in html  # no record has it
+
+
+def test_what_no_record_has_gives_no_chart(tmp_path: Path) -> None:
+    Report("zsre", {"S": None}, [{}]).write(tmp_path)
+    assert "<svg" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["counterfact", "emmet"])

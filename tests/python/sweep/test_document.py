@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from transformers import LlamaConfig
 
 from emmet.evaluate import summarise
+from emmet.reports import Document, Section
 from emmet.sweep import Plan
-from emmet.sweep.chart import Chart
-from emmet.sweep.document import Document, Section, document
-from emmet.sweep.markdown import markdown
-from emmet.sweep.page import page
+from emmet.sweep.document import document
 from emmet.sweep.plan import Run
 from emmet.sweep.results import Results, RunResult
 from emmet.sweep.store import Outcome
@@ -64,7 +60,7 @@ def titled(content: Document, start: str) -> Section:
 
 
 def column(section: Section, name: str) -> list[str]:
-    return [row[section.table.header.index(name)] for row in section.table.rows]
+    return [row[section.tables[0].header.index(name)] for row in section.tables[0].rows]
 
 
 def test_scores_against_batch_size() -> None:
@@ -168,65 +164,3 @@ def test_records_without_neighbours() -> None:
 def test_one_place_on_every_axis_gives_no_chart() -> None:
     content = document(results(two_batches, methods=["emmet:0"], batch_sizes=[2]))
     assert [section.title for section in content.sections] == ["All runs"]
-
-
-@pytest.fixture
-def both() -> tuple[Document, str, str]:
-    content = document(results(two_batches, methods=[f"emmet:{ridge}" for ridge in range(10)], layers=[[7], [2]]))
-    return content, markdown(content), page(content)
-
-
-def parsed(html: str) -> ElementTree.Element:
-    assert html.startswith("<!DOCTYPE html>\n")
-    return ElementTree.fromstring(html.split("\n", 1)[1])  # all tags are closed, so that an XML parser checks them
-
-
-def test_the_page_is_well_formed_and_needs_nothing_else(both: tuple[Document, str, str]) -> None:
-    content, _, html = both
-    root = parsed(html)
-    tags = {element.tag for element in root.iter()}
-    assert not tags & {"script", "link", "img", "iframe", "object"}
-    assert not re.search(r"https?:|url\(|@import|\bsrc=|\bon[a-z]+=", html)
-    ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
-    assert len(set(ids)) == len(ids)
-    for element in root.iter():
-        assert set(element.get("aria-labelledby", "").split()) <= set(ids)
-    assert len([element for element in root.iter("svg") if element.get("role") == "img"]) == sum(
-        len(section.charts) for section in content.sections
-    )
-    assert "a <model> & more" in "".join(root.find("head/title").itertext())  # type: ignore[union-attr]
-
-
-def test_both_forms_hold_all_figures(both: tuple[Document, str, str]) -> None:
-    content, text, html = both
-    tables = parsed(html).findall(".//table")
-    assert len(tables) == len(content.sections)
-    for section, table in zip(content.sections, tables, strict=True):
-        rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
-        assert rows == [list(section.table.header), *map(list, section.table.rows)]
-        assert f"## {section.title}\n" in text
-        for row in section.table.rows:
-            assert f"| {' | '.join(row)} |" in text
-    for name, fact in content.facts:
-        assert f"- {name}: {fact}\n" in text
-
-
-def test_every_line_of_a_chart_is_in_the_legend_with_its_own_look(both: tuple[Document, str, str]) -> None:
-    content, _, html = both
-    section = parsed(html).find(".//section")
-    assert section is not None
-    legend = {
-        "".join(item.itertext()).strip(): {(path.get("class") or "") for path in item.iter("path")}
-        for item in section.findall("ul/li")
-    }
-    chart: Chart = content.sections[0].charts[0]
-    assert list(legend) == [series.name for series in chart.series]
-    assert len({frozenset(look) for look in legend.values()}) == 10
-    drawn = {path.get("class") for path in section.find("div/figure/svg").iter("path")}  # type: ignore[union-attr]
-    assert set().union(*legend.values()) <= drawn
-
-
-def test_bars_in_texts_do_not_split_cells_of_markdown(both: tuple[Document, str, str]) -> None:
-    content, _, _ = both
-    content.sections[0].table.rows[0][0] = "a|b"  # type: ignore[index]
-    assert "| a\\|b |" in markdown(content)

@@ -1,4 +1,4 @@
-"""The report of a sweep as Markdown: all but the charts, whose figures are in the tables."""
+"""A report as Markdown: all but the charts, whose figures are in the tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def markdown(document: Document) -> str:
 
 
 def _lines(document: Document) -> Iterator[str]:
-    yield f"# Sweep: {document.title}"
+    yield f"# {document.title}"
     yield ""
     yield "The charts are in [report.html](report.html)."
     yield ""
@@ -21,10 +21,11 @@ def _lines(document: Document) -> Iterator[str]:
     for section in document.sections:
         yield ""
         yield f"## {section.title}"
-        yield ""
-        yield section.text
-        yield ""
-        yield from _table(section.table)
+        if section.text:
+            yield from ("", section.text)
+        for table in section.tables:
+            yield ""
+            yield from _table(table)
     if document.failures:
         yield ""
         yield "## Failures"
@@ -34,7 +35,7 @@ def _lines(document: Document) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     yield _row(table.header)
-    yield _row(["---" if column < table.names else "---:" for column in range(len(table.header))])
+    yield _row(["---:" if table.is_figure(column) else "---" for column in range(len(table.header))])
     yield from map(_row, table.rows)
 
 

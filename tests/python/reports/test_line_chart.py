@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emmet.sweep.chart import Chart, Mark, Point, Series, _round_steps
+from emmet.reports.drawing import round_steps
+from emmet.reports.line_chart import LineChart, Mark, Point, Series
 
 SERIES = [
     Series("one", [Point(0, 10, 5, 15, "1: 10"), Point(1, 20, 20, 20, "2: 20"), Point(3, 30, 25, 35, "8: 30")]),
@@ -19,12 +20,12 @@ SERIES = [
 ]
 
 
-def chart(**more: object) -> Chart:
+def chart(**more: object) -> LineChart:
     ticks = [Mark(0, "1"), Mark(1, "2"), Mark(3, "8")]
-    return Chart("a title", "a description", "size", ticks, SERIES, **more)
+    return LineChart("a title", "a description", "size", ticks, SERIES, **more)
 
 
-def drawn(chart: Chart) -> ElementTree.Element:
+def drawn(chart: LineChart) -> ElementTree.Element:
     return ElementTree.fromstring(chart.svg("name"))
 
 
@@ -93,7 +94,7 @@ def test_the_baseline_is_shown_where_it_does_not_squeeze_the_lines(baseline: flo
 def test_labels_of_the_x_axis_leave_out_what_does_not_fit() -> None:
     ticks = [Mark(i, f"{10**i}") for i in range(12)]
     series = [Series("one", [Point(0, 1, 1, 1, ""), Point(11, 2, 2, 2, "")])]
-    root = drawn(Chart("t", "d", "x", ticks, series))
+    root = drawn(LineChart("t", "d", "x", ticks, series))
     labels = x_labels(root)
     assert 2 < len(labels) < 12
     ends = [(float(text.attrib["x"]), 3.5 * len(text.text or "")) for text in labels]
@@ -102,7 +103,7 @@ def test_labels_of_the_x_axis_leave_out_what_does_not_fit() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6), min_size=1, max_size=6))
 def test_grid_lines_are_round_and_hold_all_values(values: list[float]) -> None:
-    steps = _round_steps(values)
+    steps = round_steps(values)
     assert 2 <= len(steps) <= 7
     assert steps[0] <= min(values) + 1e-9 * abs(min(values))
     assert steps[-1] >= max(values) - 1e-9 * abs(max(values))

@@ -1,4 +1,4 @@
-"""The report of a sweep as a web page: one file, without scripts, for any width, in light and dark."""
+"""A report as a web page: one file, without scripts, for any width, in light and dark."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
 
-from .chart import marker_path, series_class
 from .document import Document, Section, Table
+from .line_chart import marker_path, series_class
 
 
 def page(document: Document) -> str:
@@ -23,12 +23,12 @@ def _lines(document: Document) -> Iterator[str]:
     yield '<meta charset="utf-8"/>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     yield '<meta name="color-scheme" content="light dark"/>'
-    yield f"<title>Sweep: {escape(document.title)}</title>"
+    yield f"<title>{escape(document.title)}</title>"
     yield f"<style>\n{style}</style>"
     yield "</head>"
     yield "<body>"
     yield "<header>"
-    yield f"<h1>Sweep: {escape(document.title)}</h1>"
+    yield f"<h1>{escape(document.title)}</h1>"
     yield "<dl>"
     for name, text in document.facts:
         yield f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
@@ -53,19 +53,23 @@ def _section(number: int, section: Section) -> Iterator[str]:
     name = f"section-{number}"
     yield f'<section aria-labelledby="{name}">'
     yield f'<h2 id="{name}">{escape(section.title)}</h2>'
-    yield f"<p>{escape(section.text)}</p>"
+    if section.text:
+        yield f"<p>{escape(section.text)}</p>"
     if section.charts:
-        yield from _legend([series.name for series in section.charts[0].series])
+        yield from _legend(section.charts[0].legend)
         yield '<div class="charts">'
         for i, chart in enumerate(section.charts):
             yield f"<figure>{chart.svg(f'{name}-chart-{i}')}</figure>"
         yield "</div>"
-    yield from _table(section.table, section.title)
+    for table in section.tables:
+        yield from _table(table, section.title)
     yield "</section>"
 
 
 def _legend(names: Sequence[str]) -> Iterator[str]:
     """What each line is; all charts of a section have the same."""
+    if not names:
+        return
     yield '<ul class="legend">'
     for index, name in enumerate(names):
         style = series_class(index)
@@ -81,14 +85,18 @@ def _table(table: Table, caption: str) -> Iterator[str]:
     yield f'<div class="table" role="region" aria-label="{escape(caption)}: figures" tabindex="0">'
     yield "<table>"
     yield f"<caption>{escape(caption)}: figures</caption>"
-    yield f"<thead>{_row(table.header, len(table.header), 'col')}</thead>"
+    yield f"<thead>{_row(table, table.header, len(table.header), 'col')}</thead>"
     yield "<tbody>"
-    yield from (_row(row, table.names, "row") for row in table.rows)
+    yield from (_row(table, row, table.names, "row") for row in table.rows)
     yield "</tbody>"
     yield "</table>"
     yield "</div>"
 
 
-def _row(cells: Sequence[str], names: int, scope: str) -> str:
-    heads = "".join(f'<th scope="{scope}">{escape(cell)}</th>' for cell in cells[:names])
-    return f"<tr>{heads}{''.join(f'<td>{escape(cell)}</td>' for cell in cells[names:])}</tr>"
+def _row(table: Table, cells: Sequence[str], names: int, scope: str) -> str:
+    row = ""
+    for column, cell in enumerate(cells):
+        tag, more = ("th", f' scope="{scope}"') if column < names else ("td", "")
+        style = ' class="figure"' if table.is_figure(column) else ""
+        row += f"<{tag}{more}{style}>{escape(cell)}</{tag}>"
+    return f"<tr>{row}</tr>"
