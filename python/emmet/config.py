@@ -48,6 +48,8 @@ class EditConfig:
     absorb: weight of the keys K_p of earlier edits among the memories that a later edit preserves, next to a weight of
         1 of the edits at hand. With a ridge μ > 0, C + absorb/μ · K_pK_pᵀ takes the place of C; where the ridge is 0 or
         "auto", C + absorb · K_pK_pᵀ. AlphaEdit's is 1; 0 forgets earlier edits, as published ROME, MEMIT and EMMET do.
+    absorb_prompts: whether K_p holds all keys of earlier edits' prompts, and not their own alone. Earlier edits hold
+        better, and several layers have room for that; in one layer, later edits pay for it.
     optimizer: what finds the value vector v = h + δ: "adam" as published; "newton", in half the steps; or "gradient",
         one step along it.
     learning_rate: of Adam.
@@ -69,6 +71,7 @@ class EditConfig:
     null_space_threshold: float | Literal["auto"] | None = None
     null_space_alpha: float | None = None
     absorb: float = 1.0
+    absorb_prompts: bool = False
     optimizer: Optimizer = "adam"
     learning_rate: float | None = None
     contexts_per_step: int | None = 2
@@ -185,6 +188,7 @@ _RULES = {
     ),
     "null_space_alpha": _POSITIVE,
     "absorb": _NOT_NEGATIVE,
+    "absorb_prompts": _Rule("True or False", lambda value: isinstance(value, bool)),
     "learning_rate": _POSITIVE,
     "contexts_per_step": _Rule(
         "a whole number of at least 1, or None for all contexts", lambda value: value is None or _COUNT.accepts(value)

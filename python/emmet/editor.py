@@ -22,7 +22,7 @@ from .edits import Edit
 from .errors import ConfigError, EmmetError, ModelError, NonFiniteError, StatisticsError
 from .fingerprint import Identity, rest_fingerprint, tensor_digest
 from .forward import last_token_states
-from .keys import checked_prompts, in_contexts, subject_keys
+from .keys import checked_prompts, in_contexts, prompt_keys, subject_keys
 from .ledger import Base, Batch, Entry, Given, Ledger
 from .memories import Memories
 from .prefixes import sample_prefixes
@@ -343,7 +343,11 @@ class Editor:
         def measure(layer: int) -> Given:
             missing = last_token_states(self.arch, bare, self._injection.site(self.arch), self._world)
             missing.neg_().add_(batch.values.to(missing.device)).div_(len(layers) - layers.index(layer))
-            return Given(subject_keys(self.arch, prompts, layer, self._world), missing)
+            given = Given.without_others(subject_keys(self.arch, prompts, layer, self._world), missing)
+            if self.config.absorb_prompts:
+                others, owners = prompt_keys(self.arch, prompts, layer, self._world)
+                given = given._replace(others=others, owners=owners)
+            return given
 
         return measure
 
@@ -357,7 +361,7 @@ class Editor:
         for layer in self.config.layers:
             metric = self._memories.after(layer, ledger.batches)
             given[layer] = give(layer).to(metric.device)
-            updates[layer] = solve(metric, *given[layer], self.config.ridge)
+            updates[layer] = solve(metric, given[layer].keys, given[layer].residuals, self.config.ridge)
             projection = self.arch.projection(layer)
             updates[layer].apply_(projection.weight, projection.transposed)
         ledger = ledger.with_batch(replace(batch, given=given, updates=updates))
@@ -444,7 +448,7 @@ def _now() -> str:
 
 def _check_solves_alike(found: ResolvedConfig, expected: ResolvedConfig) -> None:
     """Raise ConfigError if settings differ that decide what a solve gives for the same keys and residuals."""
-    for name in ("method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb"):
+    for name in ("method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb", "absorb_prompts"):
         ours, theirs = getattr(expected, name), getattr(found, name)
         if ours != theirs:
             message = f"expected the settings of the ledger, got {name} {ours!r} instead of {theirs!r}; "

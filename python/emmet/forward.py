@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 import torch
@@ -89,6 +89,35 @@ def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: S
     The pass ends there. The processes of `world` share the batches.
     """
     found = torch.zeros(len(rows), site.width, dtype=torch.float64, device=arch.model.device)
+
+    def keep(batch: Sequence[int], states: Tensor, mask: Tensor) -> None:
+        found[batch] = states[torch.arange(len(batch), device=mask.device), mask.sum(1) - 1].to(found)
+
+    _watch(arch, rows, site, world, keep)
+    return world.sum(found)
+
+
+def token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site, world: World = ALONE) -> Tensor:
+    """What `site` sees at all tokens of each row, one row after the other: [tokens, width], otherwise as above."""
+    ends = list(accumulate(len(row) for row in rows))
+    found = torch.zeros(ends[-1], site.width, dtype=torch.float64, device=arch.model.device)
+
+    def keep(batch: Sequence[int], states: Tensor, mask: Tensor) -> None:
+        for i, of_row, used in zip(batch, states, mask.bool(), strict=True):
+            found[ends[i] - len(rows[i]) : ends[i]] = of_row[used].to(found)
+
+    _watch(arch, rows, site, world, keep)
+    return world.sum(found)
+
+
+def _watch(
+    arch: Architecture,
+    rows: Sequence[Sequence[int]],
+    site: Site,
+    world: World,
+    keep: Callable[[Sequence[int], Tensor, Tensor], None],
+) -> None:
+    """Call `keep` with batches of rows, what `site` sees of them [rows, tokens, width], and which tokens are theirs."""
     watch = on_input if site.at_input else on_output
     with frozen(arch.model), torch.no_grad():
         for batch in world.shard(list(batches_by_length([len(row) for row in rows], BATCH_TOKENS))):
@@ -97,6 +126,4 @@ def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: S
             with watch(site.module, seen.append), stop_after(site.module):
                 arch.base(**model_inputs(arch.base, ids, mask))
             states = by_row(seen[0], len(batch))
-            last = (mask.sum(1) - 1).to(states.device)
-            found[batch] = states[torch.arange(len(batch), device=last.device), last].to(found)
-    return world.sum(found)
+            keep(batch, states, mask.to(states.device))

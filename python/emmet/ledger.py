@@ -40,16 +40,33 @@ class Entry:
 
 
 class Given(NamedTuple):
-    """What the solve of a batch was given at one layer: keys [n, d_in] and residuals [n, d_out], float64."""
+    """What the solve of a batch was given at one layer: keys [n, d_in] and residuals [n, d_out], float64.
+
+    `others` [m, d_in] are the keys that later edits preserve besides, and `owners` [m] the rows of their edits.
+    """
 
     keys: Tensor
     residuals: Tensor
+    others: Tensor
+    owners: Tensor
+
+    @staticmethod
+    def without_others(keys: Tensor, residuals: Tensor) -> Given:
+        return Given(keys, residuals, keys[:0], torch.empty(0, dtype=torch.long))
+
+    @property
+    def memories(self) -> Tensor:
+        """The keys that later edits preserve: [n + m, d_in]."""
+        return torch.cat([self.keys, self.others])
 
     def select(self, rows: Sequence[int]) -> Given:
-        return Given(self.keys[rows], self.residuals[rows])
+        places = torch.full((len(self.keys),), -1)
+        places[rows] = torch.arange(len(rows))
+        owners = places[self.owners]
+        return Given(self.keys[rows], self.residuals[rows], self.others[owners >= 0], owners[owners >= 0])
 
     def to(self, device: torch.device) -> Given:
-        return Given(self.keys.to(device), self.residuals.to(device))
+        return Given(self.keys.to(device), self.residuals.to(device), self.others.to(device), self.owners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +208,9 @@ def _tensors(index: int, batch: Batch) -> Iterator[tuple[str, Tensor]]:
     for layer, given in batch.given.items():
         yield f"batch.{index}.layer.{layer}.keys", given.keys
         yield f"batch.{index}.layer.{layer}.residuals", given.residuals
+        if len(given.others):
+            yield f"batch.{index}.layer.{layer}.others", given.others
+            yield f"batch.{index}.layer.{layer}.owners", given.owners
 
 
 def _from_manifest(manifest: Any, tensors: dict[str, Tensor]) -> Ledger:
@@ -210,11 +230,19 @@ def _batch(tensors: dict[str, Tensor], index: int, *, config: Any, prefixes: Any
     def take(name: str) -> Tensor:
         return _checked_rows(tensors.pop(f"batch.{index}.{name}"), len(read))
 
+    def take_given(layer: int) -> Given:
+        given = Given.without_others(take(f"layer.{layer}.keys"), take(f"layer.{layer}.residuals"))
+        others = tensors.pop(f"batch.{index}.layer.{layer}.others", None)
+        if others is None:
+            return given
+        owners = _checked_owners(tensors.pop(f"batch.{index}.layer.{layer}.owners"), len(read))
+        return given._replace(others=_checked_rows(others, len(owners)), owners=owners)
+
     return Batch(
         entries=read,
         prefixes=tuple(_of(str, prefix) for prefix in _of(list, prefixes)),
         values=take("values"),
-        given={layer: Given(take(f"layer.{layer}.keys"), take(f"layer.{layer}.residuals")) for layer in made_by.layers},
+        given={layer: take_given(layer) for layer in made_by.layers},
     )
 
 
@@ -235,6 +263,12 @@ def _checked_rows(tensor: Tensor, rows: int) -> Tensor:
     if not (shaped and tensor.is_floating_point() and bool(tensor.isfinite().all())):
         raise ValueError
     return tensor
+
+
+def _checked_owners(owners: Tensor, edits: int) -> Tensor:
+    if owners.ndim != 1 or owners.dtype != torch.long or not bool(((owners >= 0) & (owners < edits)).all()):
+        raise ValueError
+    return owners
 
 
 _Kind = TypeVar("_Kind")

@@ -23,7 +23,7 @@ class Memories:
         self._layers: dict[int, _Absorbed] = {}
 
     def after(self, layer: int, batches: tuple[Batch, ...]) -> Preservation:
-        """The metric of a layer that preserves the edits of these batches, too (see `EditConfig.absorb`).
+        """The metric of a layer that preserves the edits of these batches, too (see `EditConfig.absorb`, `Given`).
 
         On the device of its weight; factorised at first use. What was absorbed last time is not absorbed again.
         """
@@ -36,7 +36,7 @@ class Memories:
             absorbed, metric = (), unedited
         if self._config.absorb > 0:
             for batch in batches[len(absorbed) :]:
-                metric = metric.absorb(batch.given[layer].keys, _absorbed_weight(self._config))
+                metric = metric.absorb(batch.given[layer].memories, _absorbed_weight(self._config))
         self._layers[layer] = _Absorbed(unedited, batches, metric)
         return metric
 

@@ -35,7 +35,7 @@ _FORMAT = "emmet values 3"
 
 # Of the settings, those that values do not depend on, or only through the prompts and the place of v*. All others
 # count, new ones too.
-_OF_THE_SOLVER = {"method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb"}
+_OF_THE_SOLVER = {"method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb", "absorb_prompts"}
 _OF_THE_PROMPTS = {"prefixes", "prefix_count", "prefix_length", "seed"}
 _IDLE_SETTINGS = {*_OF_THE_SOLVER, *_OF_THE_PROMPTS, "batch_size"}
 

@@ -56,7 +56,9 @@ def _write_delta(path: Path) -> None:
 
 def _write_ledger(path: Path) -> None:
     entry = Entry(1, EDIT, "2000-01-01T00:00:00+00:00", "me", CONFIG)
-    given = {1: Given(torch.ones(1, 3).double(), torch.ones(1, 2).double())}
+    given = {
+        1: Given(torch.ones(1, 3).double(), torch.ones(1, 2).double(), torch.ones(2, 3).double(), torch.tensor([0, 0]))
+    }
     base = Base("base", {1: "weights"}, "rest", {1: "moments"})
     Ledger((Batch((entry,), ("It is.",), torch.ones(1, 2), given),), 1).save(path, base)
 

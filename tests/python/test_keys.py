@@ -5,7 +5,7 @@ import torch
 
 from emmet import Edit
 from emmet.architectures import discover
-from emmet.keys import in_contexts, subject_keys
+from emmet.keys import in_contexts, prompt_keys, subject_keys
 from published import token_of
 from tiny import tiny_model, tiny_tokenizer
 
@@ -35,6 +35,23 @@ def test_a_key_is_half_the_bare_prompts_and_half_the_prefixed_ones(family):
         prefixed = torch.stack([key(model, tokenizer, edit, prefix) for prefix in prefixes])
         expected = (key(model, tokenizer, edit, "") + prefixed.mean(0)) / 2
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bloom"])
+def test_keys_of_prompts_are_those_of_their_tokens_before_the_target_but_the_first(family):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, vocab_size=len(tokenizer))
+    seen = []
+    discover(model).projection(1).module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    expected = []
+    for edit in EDITS:
+        with torch.no_grad():
+            model(torch.tensor([tokenizer(edit.text).input_ids]))
+        states = seen.pop()
+        expected.append(states.reshape(-1, states.shape[-1])[1:].double())
+    keys, owners = prompt_keys(discover(model), [in_contexts(tokenizer, edit, ("So. ",)) for edit in EDITS], layer=1)
+    torch.testing.assert_close(keys, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert owners.tolist() == [0] * len(expected[0]) + [1] * len(expected[1])
 
 
 def test_without_prefixes_a_key_is_the_bare_prompts():

@@ -19,7 +19,7 @@ from closed_forms import Problem
 from emmet import ConfigError, Edit, Editor, EmmetError, FormatError, ModelError, StatisticsError
 from emmet.architectures import discover
 from emmet.delta import Delta
-from emmet.forward import last_token_states
+from emmet.forward import Site, last_token_states
 from emmet.keys import in_contexts
 from emmet.ledger import TENSORS, Ledger
 from emmet.output import MANIFEST
@@ -37,6 +37,8 @@ METHODS = [
     replace(CONFIG, method="memit", ridge=0.5, layers=[0, 1, 2]),
     replace(CONFIG, method="rome"),
     replace(CONFIG, method="alphaedit", layers=[1, 2]),
+    replace(CONFIG, ridge=0.5, absorb_prompts=True),
+    replace(CONFIG, method="memit", ridge=0.5, layers=[0, 1, 2], absorb_prompts=True),
 ]
 
 
@@ -99,10 +101,16 @@ class TestAbsorb:
         ("ridge", "absorb", "weight"),
         [(0.5, 1.0, 2.0), (0.5, 3.0, 6.0), (0.0, 3.0, 3.0), ("auto", 3.0, 3.0), (0.5, 0, 0)],
     )
+    @pytest.mark.parametrize("prompts", [False, True])
     @pytest.mark.usefixtures("fixed_values")
-    def test_earlier_keys_are_added_to_the_moment(self, make, ridge, absorb, weight):
-        editor = make(replace(CONFIG, ridge=ridge, absorb=absorb))
+    def test_earlier_keys_are_added_to_the_moment(self, make, ridge, absorb, weight, prompts):
+        editor = make(replace(CONFIG, ridge=ridge, absorb=absorb, absorb_prompts=prompts))
         earlier = editor.keys(EDITS, layer=1).numpy()
+        if prompts:
+            rows = [in_contexts(TOKENIZER, edit, ())[0] for edit in EDITS]
+            beginnings = [row.ids[:end] for row in rows for end in range(2, row.target.start + 1)]
+            others = last_token_states(editor.arch, beginnings, Site.keys(editor.arch, 1)).numpy()
+            earlier = np.concatenate([earlier, others])
         editor.edit(EDITS)
         values = editor.values(MORE).targets.double()
         rows = [in_contexts(TOKENIZER, edit, ())[0] for edit in MORE]
@@ -442,6 +450,27 @@ class TestFile:
         with pytest.raises(FormatError, match=re.escape(str(tmp_path / "ledger"))) as caught:
             Ledger.load(tmp_path / "ledger")
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda tensors: tensors.pop("batch.0.layer.1.owners"),
+            lambda tensors: tensors.pop("batch.0.layer.1.others"),
+            lambda tensors: tensors["batch.0.layer.1.owners"].fill_(3),
+            lambda tensors: tensors["batch.0.layer.1.owners"].fill_(-1),
+            lambda tensors: tensors["batch.0.layer.1.others"].fill_(torch.inf),
+            lambda tensors: tensors.update({"batch.0.layer.1.owners": torch.zeros(2, dtype=torch.long)}),
+            lambda tensors: tensors.update({"batch.0.layer.1.owners": tensors["batch.0.layer.1.owners"].float()}),
+        ],
+    )
+    def test_with_damaged_keys_of_prompts_is_refused(self, make, tmp_path, damage):
+        after(make, replace(CONFIG, absorb_prompts=True), EDITS).save(tmp_path / "ledger")
+        Ledger.load(tmp_path / "ledger")
+        tensors = load_file(tmp_path / "ledger" / TENSORS)
+        damage(tensors)
+        save_file(tensors, tmp_path / "ledger" / TENSORS)
+        with pytest.raises(FormatError, match="is not a ledger"):
+            Ledger.load(tmp_path / "ledger")
 
     def test_that_is_missing_or_cut_short_is_refused(self, make, tmp_path):
         with pytest.raises(FormatError, match=r"cannot read the ledger .*none: No such file"):

@@ -62,7 +62,9 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     for settings, runs in grouped(results.runs, _value_settings).items():
         yield f"values of {', '.join(dict.fromkeys(one.run.config.method for one in runs))}", settings
     if any(one.run.sequential for one in results.runs):
+        kept = "with all keys of their prompts" if results.runs[0].run.config.absorb_prompts else "by their own keys"
         yield "batches", "made one after the other, each on top of those before; all are scored after the last"
+        yield "absorb", f"the weight of earlier edits, preserved {kept}"
     else:
         yield "batches", "each is made in the unedited model, scored on its own records, and taken back"
     if facts["drift"]:
