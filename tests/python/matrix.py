@@ -137,6 +137,8 @@ def _check(what: str, found: Tensor, expected: Tensor) -> None:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, ImportError):  # which ones, depends on those that are installed
+        return "it needs packages that transformers does not bring"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, EmmetError) else f"{type(error).__name__}: {text}"[:160]
 
