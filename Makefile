@@ -92,7 +92,7 @@ fuzz-cpp: venv ## Fuzz the C++ readers of safetensors for FUZZ_SECONDS (needs cl
 
 audit: $(DONE)/dev ## Look for known vulnerabilities of the installed packages
 	$(BIN)/pip install --quiet pip-audit
-	$(BIN)/pip freeze --exclude-editable | sed -n '/==/p' >build/audited.txt
+	$(BIN)/pip freeze --exclude-editable | sed -n 's/+[^ ]*$$//; /==/p' >build/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/audited.txt
 
 test-llama: $(DONE)/llama model ## Build llama.cpp (minutes), and run it with an exported adapter

@@ -34,7 +34,8 @@ void bind_diagnostics(py::module_& module) {
       .def_readonly("condition", &Diagnostics::condition, "Estimated condition number of the system that was solved.")
       .def_readonly("ridge", &Diagnostics::ridge, "The ridge μ that was used.")
       .def_readonly("constraint_residual", &Diagnostics::constraint_residual, "‖ΔK − R‖ / ‖R‖; 0 when R is 0.")
-      .def_readonly("preservation_cost", &Diagnostics::preservation_cost, "tr(Δ C Δᵀ).")
+      .def_readonly("preservation_cost", &Diagnostics::preservation_cost,
+                    "tr(Δ C Δᵀ), where C is what the metric of the solve stands for.")
       .def_readonly("seconds_whiten", &Diagnostics::seconds_whiten, "Triangular solves with the factor of C.")
       .def_readonly("seconds_system", &Diagnostics::seconds_system, "Gram matrix, its factorisation and solve.")
       .def("to_dict", &to_dict, "All but the times, by name: what files keep.");

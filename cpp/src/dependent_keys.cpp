@@ -109,6 +109,11 @@ Groups dependent_groups(const at::Tensor& whitened) {
 
 void throw_dependent_keys(const at::Tensor& whitened) {
   const auto groups = dependent_groups(whitened);
+  if (groups.empty()) {
+    throw NotPositiveDefiniteError(
+        "expected a metric in which the constraint can be met to 1e-6, got one that is too ill-conditioned; use the "
+        "metric in float64, one of more tokens or a larger jitter, or a ridge > 0");
+  }
   std::string named;
   for (size_t i = 0; i < std::min(groups.size(), kNamedKeys); ++i) {
     named += (i ? "; " : "") + ("{" + list_text(groups[i]) + "}");

@@ -11,7 +11,7 @@ namespace emmet {
 /// that coincide up to their length or, if none do, groups that are linearly dependent together.
 std::vector<std::vector<int64_t>> dependent_groups(const at::Tensor& whitened);
 
-/// Throws DependentKeysError with these groups.
+/// Throws DependentKeysError with these groups; NotPositiveDefiniteError if there are none, as the metric is to blame.
 [[noreturn]] void throw_dependent_keys(const at::Tensor& whitened);
 
 }  // namespace emmet

@@ -34,6 +34,10 @@ const at::Tensor& TypedFile::matrix(const std::string& name) const {
                                found == contents_.tensors.end() ? "none" : c10::str(found->second.sizes()),
                                "; save it anew"));
   }
+  if (found->second.numel() == 0) {
+    throw FormatError(c10::str(path_, ": expected entries in the matrix '", name, "', got the shape ",
+                               found->second.sizes(), "; save it anew"));
+  }
   if (!std::isfinite(largest_magnitude(found->second))) {
     throw FormatError(c10::str(path_, ": expected finite numbers in '", name, "', got NaN or Inf; save it anew"));
   }

@@ -261,8 +261,11 @@ class Editor:
     def preservation(self, layer: int) -> Preservation:
         """The metric of an edited layer, on the device of its weight, with the edits in effect among its memories.
 
-        Factorised at first use.
+        Factorised at first use. Raises ConfigError for a layer that is not edited.
         """
+        if layer not in self.config.layers:
+            message = f"expected one of the layers that are edited, {self.config.layers}, got {layer!r}"
+            raise ConfigError(message)
         return self._memories.after(layer, self._state.ledger.batches)
 
     @property
@@ -303,6 +306,10 @@ class Editor:
         edited, changes = Backup(self._weights()), self._changes.copy()
         try:
             self._write(before.ledger.batches)
+            if before.ledger.batches and self._digests() != before.digests:
+                message = "expected the bits that the weights had, got others: sums differ with the number of threads; "
+                message += "set it to what it was, or take edits back with Editor.remove"
+                raise EmmetError(message)
             self._changes.pop()
         except BaseException:
             self._changes[:] = changes
@@ -344,7 +351,7 @@ class Editor:
             missing = last_token_states(self.arch, bare, self._injection.site(self.arch), self._world)
             missing.neg_().add_(batch.values.to(missing.device)).div_(len(layers) - layers.index(layer))
             given = Given.without_others(subject_keys(self.arch, prompts, layer, self._world), missing)
-            if self.config.absorb_prompts:
+            if self.config.absorb_prompts and self.config.absorb > 0:
                 others, owners = prompt_keys(self.arch, prompts, layer, self._world)
                 given = given._replace(others=others, owners=owners)
             return given

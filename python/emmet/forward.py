@@ -97,14 +97,19 @@ def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: S
     return world.sum(found)
 
 
-def token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: Site, world: World = ALONE) -> Tensor:
-    """What `site` sees at all tokens of each row, one row after the other: [tokens, width], otherwise as above."""
-    ends = list(accumulate(len(row) for row in rows))
-    found = torch.zeros(ends[-1], site.width, dtype=torch.float64, device=arch.model.device)
+def later_token_states(
+    arch: Architecture, rows: Sequence[Sequence[int]], site: Site, dtype: torch.dtype, world: World = ALONE
+) -> Tensor:
+    """What `site` sees at all tokens of each row but its first, one row after the other: [tokens, width].
+
+    Otherwise as `last_token_states`.
+    """
+    ends = list(accumulate(len(row) - 1 for row in rows))
+    found = torch.zeros(ends[-1], site.width, dtype=dtype, device=arch.model.device)
 
     def keep(batch: Sequence[int], states: Tensor, mask: Tensor) -> None:
         for i, of_row, used in zip(batch, states, mask.bool(), strict=True):
-            found[ends[i] - len(rows[i]) : ends[i]] = of_row[used].to(found)
+            found[ends[i] - len(rows[i]) + 1 : ends[i]] = of_row[used][1:].to(found)
 
     _watch(arch, rows, site, world, keep)
     return world.sum(found)

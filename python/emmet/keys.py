@@ -12,7 +12,7 @@ from .architectures import Architecture
 from .distributed import ALONE, World
 from .edits import Edit, check_consistent
 from .errors import EditError
-from .forward import Site, last_token_states, token_states
+from .forward import Site, last_token_states, later_token_states
 from .tokens import Prompt, encode_prompts
 
 # Whose states are held at once: about a batch of `last_token_states`, with the usual prefixes.
@@ -75,12 +75,12 @@ def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer:
 def prompt_keys(
     arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer: int, world: World = ALONE
 ) -> tuple[Tensor, Tensor]:
-    """Keys [m, d_in] float64 of the tokens of all bare prompts, and [m] which edit each belongs to.
+    """Keys [m, d_in] of the tokens of all bare prompts, in the weight's dtype, and [m] which edit each belongs to.
 
-    Not those of the first tokens: they stand for "begin of text" in many models, with keys like no others.
+    Not those of the first tokens: they stand for "begin of text" in many models, with keys like no others. What several
+    prompts share is there as often.
     """
     rows = [contexts[0].ids[: contexts[0].target.start] for contexts in prompts]
-    keys = token_states(arch, rows, Site.keys(arch, layer), world)
-    owners = torch.tensor([edit for edit, row in enumerate(rows) for _ in row])
-    is_first = torch.tensor([place == 0 for row in rows for place in range(len(row))])
-    return keys[~is_first.to(keys.device)], owners[~is_first]
+    dtype = arch.projection(layer).weight.dtype
+    owners = torch.tensor([edit for edit, row in enumerate(rows) for _ in row[1:]], dtype=torch.long)
+    return later_token_states(arch, rows, Site.keys(arch, layer), dtype, world), owners

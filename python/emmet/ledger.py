@@ -42,7 +42,8 @@ class Entry:
 class Given(NamedTuple):
     """What the solve of a batch was given at one layer: keys [n, d_in] and residuals [n, d_out], float64.
 
-    `others` [m, d_in] are the keys that later edits preserve besides, and `owners` [m] the rows of their edits.
+    `others` [m, d_in] are the keys that later edits preserve besides, in the dtype in which they were read, and
+    `owners` [m] the rows of their edits.
     """
 
     keys: Tensor
@@ -208,7 +209,7 @@ def _tensors(index: int, batch: Batch) -> Iterator[tuple[str, Tensor]]:
     for layer, given in batch.given.items():
         yield f"batch.{index}.layer.{layer}.keys", given.keys
         yield f"batch.{index}.layer.{layer}.residuals", given.residuals
-        if len(given.others):
+        if batch.config.absorb_prompts:
             yield f"batch.{index}.layer.{layer}.others", given.others
             yield f"batch.{index}.layer.{layer}.owners", given.owners
 
@@ -232,11 +233,13 @@ def _batch(tensors: dict[str, Tensor], index: int, *, config: Any, prefixes: Any
 
     def take_given(layer: int) -> Given:
         given = Given.without_others(take(f"layer.{layer}.keys"), take(f"layer.{layer}.residuals"))
-        others = tensors.pop(f"batch.{index}.layer.{layer}.others", None)
-        if others is None:
+        if not made_by.absorb_prompts:
             return given
         owners = _checked_owners(tensors.pop(f"batch.{index}.layer.{layer}.owners"), len(read))
-        return given._replace(others=_checked_rows(others, len(owners)), owners=owners)
+        others = tensors.pop(f"batch.{index}.layer.{layer}.others")
+        if others.shape != (len(owners), given.keys.shape[1]) or not bool(others.isfinite().all()):
+            raise ValueError
+        return given._replace(others=others, owners=owners)
 
     return Batch(
         entries=read,

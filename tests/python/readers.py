@@ -6,6 +6,7 @@ A reader may raise EmmetError, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def _write_delta(path: Path) -> None:
 
 
 def _write_ledger(path: Path) -> None:
-    entry = Entry(1, EDIT, "2000-01-01T00:00:00+00:00", "me", CONFIG)
+    entry = Entry(1, EDIT, "2000-01-01T00:00:00+00:00", "me", replace(CONFIG, absorb_prompts=True))
     given = {
         1: Given(torch.ones(1, 3).double(), torch.ones(1, 2).double(), torch.ones(2, 3).double(), torch.tensor([0, 0]))
     }

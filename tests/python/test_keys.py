@@ -48,7 +48,7 @@ def test_keys_of_prompts_are_those_of_their_tokens_before_the_target_but_the_fir
         with torch.no_grad():
             model(torch.tensor([tokenizer(edit.text).input_ids]))
         states = seen.pop()
-        expected.append(states.reshape(-1, states.shape[-1])[1:].double())
+        expected.append(states.reshape(-1, states.shape[-1])[1:])
     keys, owners = prompt_keys(discover(model), [in_contexts(tokenizer, edit, ("So. ",)) for edit in EDITS], layer=1)
     torch.testing.assert_close(keys, torch.cat(expected), rtol=1e-4, atol=1e-5)
     assert owners.tolist() == [0] * len(expected[0]) + [1] * len(expected[1])

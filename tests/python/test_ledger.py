@@ -39,6 +39,8 @@ METHODS = [
     replace(CONFIG, method="alphaedit", layers=[1, 2]),
     replace(CONFIG, ridge=0.5, absorb_prompts=True),
     replace(CONFIG, method="memit", ridge=0.5, layers=[0, 1, 2], absorb_prompts=True),
+    replace(CONFIG, method="rome", absorb_prompts=True),
+    replace(CONFIG, method="alphaedit", layers=[1, 2], absorb_prompts=True),
 ]
 
 
@@ -146,6 +148,18 @@ class TestAbsorb:
             assert not torch.equal(editor.preservation(layer).factor, factor)
             handle.undo()
             assert torch.equal(editor.preservation(layer).factor, factor)
+
+    @pytest.mark.usefixtures("fixed_values")
+    def test_an_undo_to_other_bits_is_refused(self, make):
+        editor = make()
+        first = editor.edit(EDITS)
+        second = editor.edit(MORE)
+        edited = bits(editor.arch.model)
+        first._after.digests[1] = "of other bits"  # as with another number of threads
+        with pytest.raises(EmmetError, match="number of threads"):
+            second.undo()
+        assert_same_bits(editor.arch.model, edited)
+        assert len(editor.list()) == len(EDITS) + len(MORE)
 
 
 class TestRemove:
@@ -413,7 +427,7 @@ class TestFile:
         refused(
             Editor(unedited(), TOKENIZER, config=CONFIG, statistics=other), StatisticsError, "got others; give those"
         )
-        for setting in ({"method": "memit", "ridge": 1.0}, {"ridge": 0.5}, {"absorb": 0.0}):
+        for setting in ({"method": "memit", "ridge": 1.0}, {"ridge": 0.5}, {"absorb": 0.0}, {"absorb_prompts": True}):
             refused(make(replace(CONFIG, **setting)), ConfigError, f"got {next(iter(setting))} .* instead of ")
         refused(make(replace(CONFIG, layers=[2])), ModelError, "edit the same layers")
 
@@ -455,6 +469,10 @@ class TestFile:
         "damage",
         [
             lambda tensors: tensors.pop("batch.0.layer.1.owners"),
+            lambda tensors: [tensors.pop(f"batch.0.layer.1.{name}") for name in ("owners", "others")],
+            lambda tensors: tensors.update(
+                {"batch.0.layer.1.others": tensors["batch.0.layer.1.others"][:, 1:].clone()}
+            ),
             lambda tensors: tensors.pop("batch.0.layer.1.others"),
             lambda tensors: tensors["batch.0.layer.1.owners"].fill_(3),
             lambda tensors: tensors["batch.0.layer.1.owners"].fill_(-1),

@@ -21,7 +21,7 @@ class Covariance {
 
   /// Adds keys [..., dim] (float16, bfloat16, float32 or float64) on `device()`. Where `mask` [...] is given, only rows
   /// that it selects (non-zero) count. Throws NonFiniteError naming the first bad row; nothing is added then. Where
-  /// memory runs out midway, the moment is lost: all else but its size throws Error from then on.
+  /// memory runs out midway, the moment is lost: all that reads or changes the sum throws Error from then on.
   void add(const at::Tensor& keys, const std::optional<at::Tensor>& mask = std::nullopt);
 
   /// Adds what another moment of the same width has seen, on whatever device.

@@ -14,7 +14,7 @@ struct Diagnostics {
   double condition = 1.0;            ///< estimated 2-norm condition number of the (scaled) system that was solved
   double ridge = 0.0;                ///< μ that was used
   double constraint_residual = 0.0;  ///< ‖ΔK − R‖ / ‖R‖, Frobenius; 0 when R is 0
-  double preservation_cost = 0.0;    ///< tr(Δ C Δᵀ)
+  double preservation_cost = 0.0;    ///< tr(Δ C Δᵀ), where C is what the metric of the solve stands for
   double seconds_whiten = 0.0;       ///< triangular solves with the factor of C
   double seconds_system = 0.0;       ///< Gram matrix, its factorisation and solve
 };
@@ -22,7 +22,8 @@ struct Diagnostics {
 /// A weight update Δ [d_out, d_in], kept as low-rank factors Δ = left · right while these are the smaller form.
 class Update {
  public:
-  /// Takes factors left [d_out, r] and right [r, d_in]; multiplies them out when the product is smaller.
+  /// Takes factors left [d_out, r] and right [r, d_in]; multiplies them out when the product is smaller. Tensors of
+  /// float64 are not copied: they are not to be changed afterwards.
   static Update from_factors(at::Tensor left, at::Tensor right, Diagnostics diagnostics = {});
   static Update from_dense(at::Tensor dense, Diagnostics diagnostics = {});
 

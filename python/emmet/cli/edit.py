@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ResolvedConfig
+from ..config import EditConfig, ResolvedConfig
 from ..distributed import ALONE
 from ..edits import Edit, check_consistent, read_edits
 from ..errors import ConfigError
@@ -27,6 +27,8 @@ from .inputs import UnchangedLedger, check_apart, edit_config, load_model, read_
 from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..editor import EditHandle, Editor
     from ..ledger import Ledger
 
@@ -83,6 +85,7 @@ def _edit(options: argparse.Namespace) -> None:
     from ..checkpoint import save_model
     from ..corpora import open_corpus
     from ..editor import Editor
+    from ..export import gguf
     from ..keys import checked_prompts
     from ..output import check_folder, check_output
     from ..storage import cache_folder
@@ -96,7 +99,8 @@ def _edit(options: argparse.Namespace) -> None:
     check_apart(options.out, options.model, options.records, options.config, options.corpus, options.stats, values)
     unchanged = None if options.ledger is None else UnchangedLedger(options.ledger)
     known = None if options.ledger is None else _known_ledger(options)
-    _check_exportable(options, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
+    if options.format == "gguf":
+        gguf.Base.read(options.model)
     statistics = None
     if options.stats is None:
         open_corpus(options.corpus).digest()
@@ -106,7 +110,10 @@ def _edit(options: argparse.Namespace) -> None:
     watch = Stopwatch()
     with progress_bars(options) as progress:
         model, tokenizer = load_model(options, watch, progress)
-        checked_prompts(discover(model), tokenizer, edits, config.prefixes or ())  # statistics may take minutes
+        # Before time is spent on statistics and edits.
+        checked_prompts(discover(model), tokenizer, edits, config.prefixes or ())
+        if options.format == "peft":
+            _check_rank(model, config, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
         with watch.stage("statistics"):
             editor = Editor(
                 model,
@@ -133,8 +140,8 @@ def _edit(options: argparse.Namespace) -> None:
             else:
                 write_update(options, editor.delta())
             if unchanged is not None:
-                unchanged.check()  # writing may have taken minutes
-                editor.save(options.ledger)
+                with unchanged.held():  # what was written before may have taken minutes
+                    editor.save(options.ledger)
     account = () if options.ledger is None else _account_rows(options.ledger, editor, handle)
     print_rows(*_edit_rows(handle, editor.config), *account, ("time", str(watch)), ("written", str(options.out)))
 
@@ -158,17 +165,18 @@ def _known_ledger(options: argparse.Namespace) -> Ledger | None:
     return known
 
 
-def _check_exportable(options: argparse.Namespace, edits: Sequence[Edit]) -> None:
-    """Raise EmmetError, before time is spent on edits, if they cannot be written in the format that is asked for.
+def _check_rank(model: PreTrainedModel, config: EditConfig, edits: Sequence[Edit]) -> None:
+    """Raise EmmetError if the update may come to a rank that no server takes.
 
     `edits` are new ones and those of the ledger, of which the new replace some.
     """
-    from ..export import gguf, peft
+    from ..architectures import discover
+    from ..export import peft
 
-    if options.format == "peft":
-        peft.padded_rank(len({(edit.prompt, edit.subject) for edit in edits}))
-    elif options.format == "gguf":
-        gguf.Base.read(options.model)
+    facts = len({(edit.prompt, edit.subject) for edit in edits})
+    for layer in config.resolve(model.config).layers:
+        projection = discover(model).projection(layer)
+        peft.padded_rank(min(facts, projection.d_out, projection.d_in))
 
 
 def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:

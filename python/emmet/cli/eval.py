@@ -99,11 +99,13 @@ def _eval(options: argparse.Namespace) -> None:
         unedited = None if delta is None else delta.apply(model)
         with watch.stage("evaluation"):
             report = evaluate(arch, tokenizer, records, progress, write_texts=options.texts, references=references)
-        report.write(options.report)  # whatever may become of the rest, which takes longer
+        report.write(options.report)  # here and below: whatever may become of the next part
         report = replace(report, tasks=_run_tasks(tasks, arch, tokenizer, watch, progress))
+        report.write(options.report)
         if delta is not None and unedited is not None:
             unedited.restore()
             report = replace(report, tasks_before=_run_tasks(tasks, arch, tokenizer, watch, progress))
+            report.write(options.report)
             if options.drift is not None:
                 with watch.stage("drift"):
                     drift = measure_drift(arch, tokenizer, delta, options.drift, progress=progress)
@@ -138,10 +140,11 @@ def _run_tasks(
 
 def _report_rows(report: Report) -> Iterator[Row]:
     yield "records", f"{len(report.per_record)} ({report.kind})"
-    yield "percent", ", ".join(f"{name} {of.mean:.1f}" for name, of in report.metrics.items() if of is not None)
+    yield "scores", ", ".join(f"{name} {of.mean:.1f}" for name, of in report.metrics.items() if of is not None)
     if report.drift is not None:
         text = report.drift.text
         perplexity = f"perplexity {text.perplexity_before:.2f} → {text.perplexity_after:.2f}"
         yield "drift", f"KL {text.kl:.3g} nats, {perplexity}, top-1 agreement {text.top_1_agreement:.1f} %"
     for task, scores in (report.tasks or {}).items():
-        yield task, ", ".join(f"{metric} {score.value:.4g}" for metric, score in scores.items())
+        known = {metric: score.value for metric, score in scores.items() if score.value is not None}
+        yield task, ", ".join(f"{metric} {value:.4g}" for metric, value in known.items()) or "no finite score"

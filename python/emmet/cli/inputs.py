@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+import fcntl
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +70,23 @@ class UnchangedLedger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._manifest = self._read()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Check, and have other commands wait to do so until the body has written the ledger.
+
+        What is locked is the folder around it; where the file system knows no locks, the check is all there is.
+        """
+        around = self._folder.resolve().parent
+        around.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(around, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self.check()
+            yield
+        finally:
+            os.close(descriptor)
 
     def check(self) -> None:
         """Raise EmmetError if the ledger is not what it was: its new edits would be lost."""

@@ -86,6 +86,6 @@ def _remove(options: argparse.Namespace) -> None:
         unchanged.check()
         with watch.stage("write"):
             editor.delta().save(options.out)
-            unchanged.check()
-            editor.save(options.ledger)
+            with unchanged.held():
+                editor.save(options.ledger)
     print_rows(("edits", f"{len(editor.list())} left"), ("time", str(watch)), ("written", str(options.out)))

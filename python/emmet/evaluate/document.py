@@ -33,7 +33,7 @@ def _metrics(report: Report, definitions: Mapping[str, str]) -> Section:
         if found:
             figures = (f"{found.mean:.1f}", f"{found.low:.1f} to {found.high:.1f}", f"{found.records:,}")
         rows.append((metric, *figures, definitions[metric]))
-    table = Table(("metric", "%", "95 % interval", "records", "meaning"), rows, names=1, notes=1)
+    table = Table(("metric", "value", "95 % interval", "records", "meaning"), rows, names=1, notes=1)
     intervals = [
         Interval(metric, found.mean, found.low, found.high)
         for metric, found in report.metrics.items()
@@ -60,7 +60,7 @@ def _drift(drift: Drift) -> Section:
         (str(layer), f"{change.relative_change:.3g}", _cost(change.preservation_cost))
         for layer, change in drift.layers.items()
     ]
-    weights = Table(("layer", "‖Δ‖ / ‖W‖", "preservation cost tr(ΔCΔᵀ)"), layers, names=1)
+    weights = Table(("layer", "‖Δ‖ / ‖W‖", "preservation cost"), layers, names=1)
     return Section(
         f"Drift from the unedited model ({text.tokens:,} tokens of {drift.corpus})", "", [], [predictions, weights]
     )
@@ -82,6 +82,6 @@ def _task_rows(tasks: TaskScores, before: TaskScores) -> Iterator[tuple[str, str
 
 
 def _task_cell(score: TaskScore | None) -> str:
-    if score is None:
+    if score is None or score.value is None:
         return "–"
     return f"{score.value:.4g}" if score.standard_error is None else f"{score.value:.4g} ± {score.standard_error:.2g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ TaskScores = Mapping[str, Mapping[str, "TaskScore"]]
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """A metric of a task, with its standard error where lm-eval gives one."""
+    """A metric of a task, with its standard error, each None where lm-eval gives no finite one."""
 
-    value: float
+    value: float | None
     standard_error: float | None
 
 
@@ -91,5 +92,10 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, TaskScore]:
         if answer_filter and not metric.endswith("_stderr"):
             error = metrics.get(f"{metric}_stderr,{answer_filter}")
             name = metric if answer_filter == "none" else key
-            scores[name] = TaskScore(float(value), error if isinstance(error, float) else None)
+            scores[name] = TaskScore(_finite(value), _finite(error))
     return scores
+
+
+def _finite(figure: Any) -> float | None:
+    """lm-eval has "N/A" for what it does not know, and NaN or infinity where a model overflows."""
+    return float(figure) if isinstance(figure, (int, float)) and math.isfinite(figure) else None

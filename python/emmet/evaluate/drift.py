@@ -8,7 +8,8 @@ A model is compared with what edits make of it:
     top_1_agreement     share of tokens for which both models find the same one likeliest, in percent
     relative_change     ‖Δ‖ / ‖W‖ of each edited weight, in Frobenius norms
     preservation_cost   tr(ΔCΔᵀ) of each edited weight: the mean of ‖Δk‖² over the keys that C is of, which edits keep
-                        small (Gupta et al. 2024, arXiv 2403.14236)
+                        small (Gupta et al. 2024, arXiv 2403.14236). As its solve measured it, with the keys of earlier
+                        edits in C if these were preserved; None for several solves, and for AlphaEdit, which has no C
 """
 
 from __future__ import annotations
@@ -157,4 +158,5 @@ def _compare(before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
 def _layer_drift(arch: Architecture, delta: Delta, layer: int) -> LayerDrift:
     change = delta.layers[layer].update.dense().norm() / arch.projection(layer).weight.double().norm()
     costs = [report.diagnostics.preservation_cost for report in delta.reports if report.layer == layer]
-    return LayerDrift(change.item(), costs[0] if len(costs) == 1 else None)
+    has_one = len(costs) == 1 and delta.config.method != "alphaedit"
+    return LayerDrift(change.item(), costs[0] if has_one else None)

@@ -15,8 +15,8 @@ def markdown(document: Document) -> str:
 def _lines(document: Document) -> Iterator[str]:
     yield f"# {document.title}"
     yield ""
-    yield "The charts are in [report.html](report.html)."
-    yield ""
+    if any(section.charts for section in document.sections):
+        yield from ("The charts are in [report.html](report.html).", "")
     yield from (f"- {name}: {text}" for name, text in document.facts)
     for section in document.sections:
         yield ""

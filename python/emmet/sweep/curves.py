@@ -13,6 +13,17 @@ from ..reports.line_chart import LineChart, Mark, Point, Series
 from .plan import ONE_METRIC, Run, layers_text, ridge_text
 from .results import Results, RunResult
 
+_OF_VALUES = (
+    "optimizer",
+    "learning_rate",
+    "contexts_per_step",
+    "steps",
+    "clamp",
+    "weight_decay",
+    "kl_factor",
+    "stop_loss",
+)
+
 Measure = Callable[[RunResult], Estimate | None]
 
 
@@ -70,19 +81,21 @@ def metric_charts(results: Results, runs: Sequence[RunResult], axis: Axis) -> li
 def ridge_charts(results: Results, runs: Sequence[RunResult]) -> list[LineChart]:
     """A chart for all runs that differ in the ridge alone, with a line for each metric.
 
-    EMMET and MEMIT with the same ridge are the same, so that one of them is shown.
+    EMMET and MEMIT with the same ridge are the same, so that one of them is shown, unless their values were found with
+    different settings.
     """
     charts = []
-    for name, of_curve in grouped(runs, _ridge_curve).items():
+    one_curve = len(grouped((one for one in runs if one.run.config.method in ONE_METRIC), value_settings)) < 2
+    for name, of_curve in grouped(runs, lambda run: _ridge_curve(run, one_curve)).items():
         curve = list({one.run.config.ridge: one for one in reversed(of_curve)}.values())
         lines = [Line(metric, curve, score(metric)) for metric in results.metrics]
         charts += line_charts(f"{name}, percent", ridge_axis(curve), lines, marks=published_ridges())
     return charts
 
 
-def _ridge_curve(run: Run) -> str:
+def _ridge_curve(run: Run, one_curve: bool) -> str:
     parts = [batches(run).capitalize()]
-    if run.config.method not in ONE_METRIC:
+    if run.config.method not in ONE_METRIC or not one_curve:
         parts.append(run.config.method)
     if run.sequential:
         parts.append(f"absorb {run.config.absorb:g}")
@@ -144,6 +157,11 @@ def layers(run: Run) -> str:
 
 def batches(run: Run) -> str:
     return f"batches of {run.batch_size:,}"
+
+
+def value_settings(run: Run) -> str:
+    """How the values of a run were found."""
+    return ", ".join(f"{name} {getattr(run.config, name)}" for name in _OF_VALUES)
 
 
 # What to show of them.

@@ -21,21 +21,11 @@ from .curves import (
     ridge_charts,
     score,
     solver,
+    value_settings,
 )
-from .plan import Run, layers_text
+from .plan import layers_text
 from .results import Results, RunResult
 from .task import DRIFT_BATCHES
-
-_OF_VALUES = (
-    "optimizer",
-    "learning_rate",
-    "contexts_per_step",
-    "steps",
-    "clamp",
-    "weight_decay",
-    "kl_factor",
-    "stop_loss",
-)
 
 _BANDS = "Bands are 95 % intervals. The dotted line is the unedited model, where that is near."
 
@@ -59,7 +49,7 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     for source in dict.fromkeys(facts["statistics"].values()):
         of_source = [int(layer) for layer, of_layer in facts["statistics"].items() if of_layer == source]
         yield "statistics", f"{source}, of layers {layers_text(of_source)}"
-    for settings, runs in grouped(results.runs, _value_settings).items():
+    for settings, runs in grouped(results.runs, value_settings).items():
         yield f"values of {', '.join(dict.fromkeys(one.run.config.method for one in runs))}", settings
     if any(one.run.sequential for one in results.runs):
         kept = "with all keys of their prompts" if results.runs[0].run.config.absorb_prompts else "by their own keys"
@@ -71,10 +61,6 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
         yield "drift", f"of the predictions of {facts['drift']}, by up to {DRIFT_BATCHES} batches of each run"
     yield "intervals", "95 %, by bootstrap over records"
     yield "emmet", facts["emmet"]
-
-
-def _value_settings(run: Run) -> str:
-    return ", ".join(f"{name} {getattr(run.config, name)}" for name in _OF_VALUES)
 
 
 def _failures(results: Results) -> Iterator[str]:
@@ -184,7 +170,7 @@ _CHANGE = "‖Δ‖/‖W‖"
 _SOLVES: Sequence[_Column] = (
     ("batches", _batches),
     _figure_column(_CHANGE, lambda one: one.figures("relative_change"), fmean, 3),
-    _figure_column("tr(ΔCΔᵀ)", lambda one: one.figures("preservation_cost"), fmean, 3),
+    _figure_column("preservation cost", lambda one: one.figures("preservation_cost"), fmean, 3),
     _figure_column("ridge", lambda one: one.figures("ridge"), max, 3),
     _figure_column("condition", lambda one: one.figures("condition"), max, 2),
     _figure_column("residual", lambda one: one.figures("constraint_residual"), max, 2),

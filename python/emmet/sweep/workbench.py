@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .._core import Diagnostics, solve
 from ..architectures import Architecture
-from ..config import ResolvedConfig
+from ..config import Method, ResolvedConfig
 from ..editor import Editor
 from ..edits import Edit
 from ..errors import EmmetError, NonFiniteError
@@ -30,7 +30,8 @@ from .plan import Batch, Ridge, Run
 LayerFigures = dict[str, Any]
 """What edits did to one layer, as JSON: "layer", "relative_change", which is ‖Δ‖/‖W‖, and figures of `Diagnostics`.
 
-Of several solves these are the largest; "preservation_cost" is None then, and figures that are not finite always.
+Of several solves these are the largest; "preservation_cost" is None then and for AlphaEdit, and figures that are not
+finite always.
 """
 
 _FIGURES = ("ridge", "condition", "constraint_residual", "preservation_cost")
@@ -97,7 +98,7 @@ class Workbench:
                 solves = undo.enter_context(shared.edited(slice(batch.first, batch.end), run.config.ridge))
             else:
                 solves = self._edit_in_turn(run, batch, undo)
-            layers = [self._figures(layer, solves) for layer in run.config.layers]
+            layers = [self._figures(run.config.method, layer, solves) for layer in run.config.layers]
             yield Edited(layers, self._drift(unedited, weights))
 
     def _drift(self, unedited: Backup, weights: Sequence[nn.Parameter]) -> Callable[[], TextDrift] | None:
@@ -151,13 +152,13 @@ class Workbench:
             progress=self._progress,
         )
 
-    def _figures(self, layer: int, solves: Sequence[_Solve]) -> LayerFigures:
+    def _figures(self, method: Method, layer: int, solves: Sequence[_Solve]) -> LayerFigures:
         """What became of a layer by solves of it and of others."""
         before = self._unedited[layer].float()
         change = self._arch.projection(layer).weight.detach().float() - before
         found = [diagnostics for solved, diagnostics in solves if solved == layer]
         figures = {name: _finite(max(getattr(one, name) for one in found)) for name in _FIGURES}
-        if len(found) > 1:
+        if len(found) > 1 or method == "alphaedit":
             figures["preservation_cost"] = None
         return {"layer": layer, "relative_change": (change.norm() / before.norm()).item(), **figures}
 

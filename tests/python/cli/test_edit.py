@@ -42,7 +42,7 @@ def test_whole_way(folder: Path, tmp_path: Path, run: Runner) -> None:
     assert after["ES"] == 100
     assert target_nll(after) < target_nll(metrics(tmp_path / "before")) - 0.1
     assert printed["records"] == "2 (emmet)"
-    assert printed["percent"].startswith("ES 100.0, PS ")
+    assert printed["scores"].startswith("ES 100.0, PS ")
 
     run(*edit_arguments(folder, "--config", settings, "--out", model, "--format", "model"))
     run("eval", model, data, "--report", tmp_path / "of model")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from emmet import cli
+from emmet.errors import NonFiniteError
+from emmet.evaluate.downstream import TaskScore
 from workspace import write_lines, write_task
 
 from .runner import Runner, edit_arguments, metrics
@@ -53,6 +56,27 @@ def test_texts_and_references(folder: Path, tmp_path: Path, run: Runner) -> None
     with_references = metrics(tmp_path / "report")
     assert with_references["GE"] == with_texts["GE"]
     assert with_references["RS"] > 0
+
+
+def test_what_was_measured_before_a_failure_is_kept(
+    folder: Path, tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflows(*_: object, **__: object) -> None:
+        message = "expected finite predictions"
+        raise NonFiniteError(message)
+
+    scores = iter([{"piqa": {"acc": TaskScore(0.5, None)}}, {"piqa": {"acc": TaskScore(None, None)}}])
+    monkeypatch.setattr("emmet.evaluate.Tasks", lambda names: names)
+    monkeypatch.setattr("emmet.cli.eval._run_tasks", lambda *_: next(scores))
+    monkeypatch.setattr("emmet.evaluate.measure_drift", overflows)
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    arguments = ("eval", folder / "model", folder / "edits.jsonl", "--delta", tmp_path / "delta", "--tasks", "piqa")
+    arguments += ("--report", tmp_path / "report", "--drift", folder / "text.txt")
+    assert cli.main(list(map(str, arguments))) == 2
+    found = metrics(tmp_path / "report")
+    assert found["tasks"]["piqa"]["acc"]["value"] == 0.5
+    assert found["tasks_before"]["piqa"]["acc"]["value"] is None
+    assert "| piqa | acc | – | 0.5 |" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 
 def test_tasks_before_and_after(folder: Path, tmp_path: Path, run: Runner) -> None:

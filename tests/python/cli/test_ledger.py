@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from emmet import Editor, EmmetError, Update, cli
+from emmet.cli.inputs import UnchangedLedger
 from emmet.delta import Delta
 from emmet.export import save_peft
+from emmet.output import MANIFEST
 from workspace import EDITS, contents, write_lines
 
 from .runner import Runner, edit_arguments, manifest_of
@@ -72,6 +75,27 @@ def test_a_ledger_that_another_command_wrote_meanwhile_is_kept(
     assert "got a changed one: another command has written it meanwhile" in capsys.readouterr().err
     assert run("ledger", "list", ledger)["edits"] == "1"
     assert not (tmp_path / "delta").exists()
+
+
+def test_commands_write_a_ledger_one_after_the_other(tmp_path: Path) -> None:
+    ledger = tmp_path / "new" / "ledger"
+    first, second = UnchangedLedger(ledger), UnchangedLedger(ledger)
+    events: list[str] = []
+
+    def write_too() -> None:
+        with pytest.raises(EmmetError, match="another command has written it meanwhile"), second.held():
+            events.append("both")
+        events.append("refused")
+
+    other = threading.Thread(target=write_too)
+    with first.held():
+        other.start()
+        other.join(0.2)
+        ledger.mkdir()
+        (ledger / MANIFEST).write_text("{}")
+        events.append("written")
+    other.join()
+    assert events == ["written", "refused"]
 
 
 def refused_export(delta: Path, out: Path) -> str:

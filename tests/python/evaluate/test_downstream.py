@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from emmet.errors import ConfigError
-from emmet.evaluate.downstream import Tasks, TaskScore
+from emmet.evaluate.downstream import Tasks, TaskScore, _scores
 from workspace import QUESTIONS, write_task
 
 TOKENIZER = tiny.tiny_tokenizer()
@@ -49,6 +50,13 @@ def favour(model: PreTrainedModel, words: str) -> None:
     favoured = torch.tensor(TOKENIZER(words).input_ids)
     bias = torch.zeros(len(TOKENIZER)).index_fill(0, favoured, 30.0)
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)
+
+
+def test_figures_that_are_not_finite_are_none() -> None:
+    found = _scores(
+        {"alias": "x", "ppl,none": math.inf, "ppl_stderr,none": "N/A", "acc,first": 1, "acc_stderr,first": 0.5}
+    )
+    assert found == {"ppl": TaskScore(None, None), "acc,first": TaskScore(1.0, 0.5)}
 
 
 def test_scores_are_those_of_the_model_as_it_is(task: Path, model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,18 @@ def test_ridge_curves_of_other_metrics_and_of_sequences_are_apart() -> None:
     charts = titled(content, "Efficacy and specificity against ridge").charts
     assert [chart.title for chart in charts] == [f"Batches of 4, absorb {absorb}, percent" for absorb in (0, 1)]
     assert column(titled(content, "All runs"), "method")[1:3] == ["MEMIT μ = 3, absorb 0", "MEMIT μ = 3, absorb 1"]
+
+
+def test_ridge_curves_of_other_values_are_apart() -> None:
+    found = results(two_batches, methods=["emmet:0", "emmet:9", "memit:1", "memit:9"], batch_sizes=[4])
+    memit = [
+        replace(one, run=replace(one.run, config=replace(one.run.config, clamp=0.75)))
+        for one in found.runs
+        if one.run.config.method == "memit"
+    ]
+    others = [one for one in found.runs if one.run.config.method == "emmet"]
+    section = titled(document(replace(found, runs=[*others, *memit])), "Efficacy and specificity against ridge")
+    assert [chart.title for chart in section.charts] == ["Batches of 4, emmet, percent", "Batches of 4, memit, percent"]
 
 
 def test_layers_and_drift() -> None:

@@ -132,7 +132,7 @@ def test_every_batch_is_what_the_editor_makes_of_it(lab: Lab, method: str, layer
                 solves = [report.diagnostics for report in handle.diagnostics if report.layer == layer]
                 assert figures["ridge"] == max(solve.ridge for solve in solves)
                 assert figures["condition"] == pytest.approx(max(solve.condition for solve in solves), rel=1e-3)
-                cost = solves[0].preservation_cost if len(solves) == 1 else None
+                cost = solves[0].preservation_cost if len(solves) == 1 and method != "alphaedit" else None
                 assert figures["preservation_cost"] == (cost and pytest.approx(cost, rel=1e-3))
             handle.undo()
 
