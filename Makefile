@@ -119,8 +119,8 @@ bench: $(DONE)/dev model ## Time emmet against what is used today (needs EMMET_D
 	corpus=$$(ls $(EMMET_DATA)/wikitext-2/*.txt | head -n 1); set -e; \
 	run() { name=$$1; shift; \
 	  $(BIN)/python bench/$$name.py --json build/bench/$$name.json "$$@" >build/bench/$$name.md; cat build/bench/$$name.md; }; \
-	run covariance; run solve; $(BIN)/python bench/plot.py build/bench/solve.json build/bench/solve.svg; \
-	run accumulation $$model --corpus $$corpus; run latency $$model --records $$records; \
+	run covariance; run solve --edits 1 16 256 1024 4096; $(BIN)/python bench/plot.py build/bench/solve.json build/bench/solve.svg; \
+	run accumulation $$model --corpus $$corpus; run latency $$model --records $$records --sizes 1 8 --batches 8 2; \
 	run evaluate $$model --records $$records --count 200; run values $$model --records $$records --edits 16
 
 docs: $(DONE)/docs ## Build the documentation site, build/docs
