@@ -161,6 +161,10 @@ class TestAbsorb:
         assert_same_bits(editor.arch.model, edited)
         assert len(editor.list()) == len(EDITS) + len(MORE)
 
+    def test_a_metric_of_a_layer_that_is_not_edited_is_refused(self, make):
+        with pytest.raises(ConfigError, match=r"one of the layers that are edited, \(1,\), got 2"):
+            make().preservation(2)
+
 
 class TestRemove:
     @pytest.mark.parametrize("config", [METHODS[0], METHODS[1], METHODS[3]], ids=lambda config: config.method)

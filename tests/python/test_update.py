@@ -328,3 +328,9 @@ class TestFile:
         Preservation.from_second_moment(torch.eye(4)).save(path)
         with pytest.raises(FormatError, match=r"of format emmet\.update\.1, got emmet\.preservation\.1"):
             Update.load(path)
+
+
+def test_a_file_of_empty_factors_with_huge_sides_is_refused() -> None:
+    corpus = Path(__file__).parents[1] / "fuzz" / "corpus"
+    with pytest.raises(FormatError, match="expected entries in the matrix 'left', got the shape"):
+        Update.load(corpus / "empty-factors")

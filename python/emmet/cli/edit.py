@@ -27,8 +27,7 @@ from .inputs import UnchangedLedger, check_apart, edit_config, load_model, read_
 from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from ..architectures import Architecture
     from ..editor import EditHandle, Editor
     from ..ledger import Ledger
 
@@ -111,9 +110,10 @@ def _edit(options: argparse.Namespace) -> None:
     with progress_bars(options) as progress:
         model, tokenizer = load_model(options, watch, progress)
         # Before time is spent on statistics and edits.
-        checked_prompts(discover(model), tokenizer, edits, config.prefixes or ())
+        arch = discover(model)
+        checked_prompts(arch, tokenizer, edits, config.prefixes or ())
         if options.format == "peft":
-            _check_rank(model, config, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
+            _check_rank(arch, config, [*edits, *(entry.edit for entry in known.entries)] if known else edits)
         with watch.stage("statistics"):
             editor = Editor(
                 model,
@@ -165,17 +165,16 @@ def _known_ledger(options: argparse.Namespace) -> Ledger | None:
     return known
 
 
-def _check_rank(model: PreTrainedModel, config: EditConfig, edits: Sequence[Edit]) -> None:
+def _check_rank(arch: Architecture, config: EditConfig, edits: Sequence[Edit]) -> None:
     """Raise EmmetError if the update may come to a rank that no server takes.
 
     `edits` are new ones and those of the ledger, of which the new replace some.
     """
-    from ..architectures import discover
     from ..export import peft
 
     facts = len({(edit.prompt, edit.subject) for edit in edits})
-    for layer in config.resolve(model.config).layers:
-        projection = discover(model).projection(layer)
+    for layer in config.resolve(arch.model.config).layers:
+        projection = arch.projection(layer)
         peft.padded_rank(min(facts, projection.d_out, projection.d_in))
 
 

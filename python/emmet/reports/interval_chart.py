@@ -25,15 +25,17 @@ class Interval:
 class IntervalChart:
     """A row for each value: its name, a point with its interval on the axis that all share, and the figure.
 
-    The axis begins at 0 or below, and ends at `full` or above. `title` is shown; `description` is what a person who
+    The axis goes from 0 or below to 100 or above. `title` is shown; `description` is what a person who
     does not see the chart is told.
     """
 
     title: str
     description: str
     rows: Sequence[Interval]
-    full: float = 100.0
-    legend: Sequence[str] = ()
+
+    @property
+    def legend(self) -> Sequence[str]:
+        return ()
 
     def svg(self, name: str) -> str:
         """The chart as an <svg> element. `name` makes the ids in it differ from those of other charts on a page."""
@@ -42,7 +44,7 @@ class IntervalChart:
         drawing.text(0, 16, self.title, "chart-title", "start")
         left = CHARACTER * max(len(row.name) for row in self.rows) + CHARACTER
         right = WIDTH - 6 * CHARACTER
-        ticks = round_steps([0.0, self.full, *(end for row in self.rows for end in (row.low, row.high))])
+        ticks = round_steps([0.0, 100.0, *(end for row in self.rows for end in (row.low, row.high))])
 
         def place(value: float) -> float:
             return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
