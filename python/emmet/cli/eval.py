@@ -100,17 +100,19 @@ def _eval(options: argparse.Namespace) -> None:
         with watch.stage("evaluation"):
             report = evaluate(arch, tokenizer, records, progress, write_texts=options.texts, references=references)
         report.write(options.report)  # here and below: whatever may become of the next part
-        report = replace(report, tasks=_run_tasks(tasks, arch, tokenizer, watch, progress))
-        report.write(options.report)
+        if tasks is not None:
+            report = replace(report, tasks=_run_tasks(tasks, arch, tokenizer, watch, progress))
+            report.write(options.report)
         if delta is not None and unedited is not None:
             unedited.restore()
-            report = replace(report, tasks_before=_run_tasks(tasks, arch, tokenizer, watch, progress))
-            report.write(options.report)
+            if tasks is not None:
+                report = replace(report, tasks_before=_run_tasks(tasks, arch, tokenizer, watch, progress))
+                report.write(options.report)
             if options.drift is not None:
                 with watch.stage("drift"):
                     drift = measure_drift(arch, tokenizer, delta, options.drift, progress=progress)
                 report = replace(report, drift=drift)
-    report.write(options.report)
+                report.write(options.report)
     print_rows(*_report_rows(report), ("time", str(watch)), ("written", str(options.report)))
 
 
@@ -126,14 +128,12 @@ def _check_drift(options: argparse.Namespace) -> None:
 
 
 def _run_tasks(
-    tasks: Tasks | None,
+    tasks: Tasks,
     arch: Architecture,
     tokenizer: PreTrainedTokenizerBase,
     watch: Stopwatch,
     progress: Progress,
-) -> TaskScores | None:
-    if tasks is None:
-        return None
+) -> TaskScores:
     with watch.stage("tasks"):
         return tasks.score(arch.model, tokenizer, progress)
 
