@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 from emmet.edits import Record, read_records
 
 _STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def seconds(way: Callable[[], object]) -> float:
@@ -44,21 +44,29 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
-    """By how much the resident memory of the process rises during one call (Linux)."""
-    _CLEAR_REFS.write_text("5")  # sets the peak to the present size
-    before = resident_bytes()
-    way()
-    return _memory("VmHWM") - before
+    """By how much the resident memory of the process rises during one call, as seen every few milliseconds (Linux)."""
+    before = peak = resident_bytes()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, resident_bytes())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        way()
+    finally:
+        done.set()
+        watching.join()
+    return peak - before
 
 
 def resident_bytes() -> int:
-    """The resident memory of the process (Linux)."""
-    return _memory("VmRSS")
-
-
-def _memory(field: str) -> int:
-    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+    """The resident memory of the process (Linux), without that of files: the system can write it out and take it."""
+    fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
 
 
 def distinct_records(file: Path, first: int, count: int) -> list[Record]:

@@ -24,6 +24,7 @@ void bind_errors(py::module_& module);
 void bind_covariance(py::module_& module);
 void bind_preservation(py::module_& module);
 void bind_update(py::module_& module);
+void bind_scratch(py::module_& module);
 void bind_solve(py::module_& module);
 
 }  // namespace emmet::python

@@ -16,14 +16,14 @@ constexpr int64_t kBlockOnGpu = 1024;
 
 }  // namespace
 
-void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype) {
+void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype, double scale) {
   const at::NoTF32Guard no_tf32;  // which would drop 13 of the 24 bits of float32 keys
   const int64_t dim = rows.size(1), block = rows.is_cpu() ? kBlock : kBlockOnGpu;
   for (int64_t start = 0; start < dim; start += block) {
     const int64_t height = std::min(block, dim - start), width = dim - start;
     const at::Tensor left = rows.narrow(1, start, height).t(), right = rows.narrow(1, start, width);
     const at::Tensor tile = rows.scalar_type() == dtype ? at::mm(left, right) : at::mm(left, right, dtype);
-    total.narrow(0, start, height).narrow(1, start, width).add_(tile);
+    total.narrow(0, start, height).narrow(1, start, width).add_(tile, scale);
   }
 }
 

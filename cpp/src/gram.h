@@ -4,9 +4,9 @@
 
 namespace emmet {
 
-/// total [d, d] += XᵀX for rows X [n, d], in the upper block triangle alone: nearly half the multiplications. Products
-/// are summed in `dtype`.
-void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype);
+/// total [d, d] += scale · XᵀX for rows X [n, d], in the upper block triangle alone: nearly half the multiplications.
+/// Products are summed in `dtype`.
+void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype, double scale = 1.0);
 
 /// Copies the upper triangle of a square matrix onto the lower one.
 void mirror_upper_(const at::Tensor& matrix);

@@ -1,15 +1,12 @@
 #include "emmet/preservation.h"
 
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_qr.h>
-#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/tril.h>
-#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
 
@@ -19,19 +16,15 @@
 #include <utility>
 
 #include "checks.h"
-#include "cpu/cholesky_update.h"
-#include "cuda/cholesky_update.h"
 #include "emmet/error.h"
 #include "emmet/safetensors.h"
+#include "emmet/scratch.h"
 #include "gram.h"
-#include "system.h"
 #include "typed_file.h"
 
 namespace emmet {
 namespace {
 
-// A pivot this small relative to its diagonal entry is rounding error, not information.
-constexpr double kSmallestPivot = 1e-13;
 // One factorisation costs as much as updates by d/3 keys on two cores, and as fewer the more cores there are. Not
 // measured on a GPU.
 constexpr int64_t kDimensionsPerKey = 16;
@@ -42,7 +35,7 @@ constexpr double kAsymmetry = 1e-6;
 constexpr int64_t kBlockRows = 512;
 // Relative to the largest eigenvalue: what sums in float32 may leave of a zero.
 constexpr double kNegativeEigenvalue = 1e-6;
-constexpr const char* kFormat = "emmet.preservation.1";
+constexpr const char* kFormat = "emmet.preservation.2";
 
 at::Tensor checked_moment(const at::Tensor& moment) {
   require_floating(moment, "second_moment");
@@ -71,64 +64,33 @@ void require_not_negative(double value, const char* name) {
   }
 }
 
-bool is_upper_triangular(const at::Tensor& square) {
-  for (int64_t row = 0; row < square.size(0); row += kBlockRows) {
-    const int64_t count = std::min(kBlockRows, square.size(0) - row);
-    const auto left = square.narrow(0, row, count).narrow(1, 0, row + count);
-    if (at::tril(left, row - 1).count_nonzero().item<int64_t>() > 0) return false;
+CholeskyFactor read_factor(const TypedFile& file, const std::string& path) {
+  const auto& corners = file.matrix("corners");
+  const auto side = file.has("side") ? file.matrix("side") : at::empty({1, 0}, corners.options());
+  const int64_t rest = side.size(0), split = side.size(1);
+  if (rest == 0 || (rest != split && rest != split + 1) || corners.sizes() != at::IntArrayRef({rest + 1, rest}) ||
+      !CholeskyFactor(corners, side).diagonal().gt(0).all().item<bool>()) {
+    throw FormatError(c10::str(path, ": expected the two parts of a factor with a positive diagonal, got 'corners' ",
+                               corners.sizes(), " and 'side' ", side.sizes(), "; save it anew"));
   }
-  return true;
-}
-
-// The lower Cholesky factor of moment + jitter · mean(diagonal) · I, or an undefined tensor if there is none.
-at::Tensor try_factorise(const at::Tensor& moment, double jitter) {
-  auto factor = moment.clone(at::MemoryFormat::Contiguous).mT();
-  factor.diagonal().add_(jitter * moment.diagonal().mean());
-  const auto diagonal = factor.diagonal().clone();
-  if (!factorise_(factor)) return {};
-  const auto pivots = factor.diagonal().square() / diagonal;
-  return pivots.min().item<double>() >= kSmallestPivot ? factor : at::Tensor();
-}
-
-// The lower Cholesky factor of L Lᵀ + Σ k kᵀ for few rows k, by one pass over L. Undefined where emmet has no kernel
-// for the device.
-at::Tensor try_update(const at::Tensor& factor, const at::Tensor& rows) {
-  const int64_t dim = factor.size(0), count = rows.size(0);
-  const auto transposed = [](const at::Tensor& matrix) { return matrix.mT().clone(at::MemoryFormat::Contiguous); };
-  if (factor.is_cpu()) {
-    const auto upper = transposed(factor);  // row-major Lᵀ is column-major L
-    cpu::cholesky_update(upper.mutable_data_ptr<double>(), rows.contiguous().const_data_ptr<double>(), dim, count);
-    return upper.mT();
-  }
-#ifdef EMMET_CUDA
-  if (factor.is_cuda()) {
-    const c10::DeviceGuard guard(factor.device());
-    const auto stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(factor.device());
-    const auto upper = transposed(factor), vectors = transposed(rows), diagonal = factor.diagonal().contiguous();
-    cuda::cholesky_update(upper.mutable_data_ptr<double>(), vectors.mutable_data_ptr<double>(),
-                          diagonal.const_data_ptr<double>(), dim, count, stream.native_handle());
-    return upper.mT();
-  }
-#endif
-  return {};
+  return {corners, side};
 }
 
 }  // namespace
 
-Preservation::Preservation(const at::Tensor& factor, double jitter, at::Tensor basis)
-    : factor_(factor.mT().contiguous().mT()),  // by columns, as files have it: so a loaded metric gives the same bits
-      jitter_(jitter),
-      basis_(std::move(basis)) {}
+Preservation::Preservation(CholeskyFactor factor, double jitter, at::Tensor basis)
+    : factor_(std::move(factor)), jitter_(jitter), basis_(std::move(basis)) {}
 
 Preservation Preservation::from_second_moment(const at::Tensor& second_moment, std::optional<double> jitter) {
   const at::NoGradGuard no_grad;
   const auto moment = checked_moment(second_moment);
+  const double mean = moment.diagonal().mean().item<double>();
   if (jitter) {
     require_not_negative(*jitter, "jitter");
-    if (auto factor = try_factorise(moment, *jitter); factor.defined()) return {factor, *jitter};
+    if (auto factor = CholeskyFactor::of(moment, *jitter * mean)) return {*factor, *jitter};
   } else {
     for (const double candidate : kJitters) {
-      if (auto factor = try_factorise(moment, candidate); factor.defined()) return {factor, candidate};
+      if (auto factor = CholeskyFactor::of(moment, candidate * mean)) return {*factor, candidate};
     }
   }
   throw NotPositiveDefiniteError(
@@ -156,7 +118,7 @@ Preservation Preservation::null_space(const at::Tensor& second_moment, double th
         ", the smallest is ", smallest, " and the largest ", largest, "; give a threshold between these"));
   }
   const auto factor = std::sqrt(alpha) * at::eye(rank, moment.options());
-  return {factor, 0.0, eigenvectors.narrow(1, 0, rank).clone(at::MemoryFormat::Contiguous)};
+  return {CholeskyFactor::from_upper(factor), 0.0, eigenvectors.narrow(1, 0, rank).clone(at::MemoryFormat::Contiguous)};
 }
 
 at::Tensor Preservation::onto_basis(const at::Tensor& rows) const {
@@ -165,9 +127,15 @@ at::Tensor Preservation::onto_basis(const at::Tensor& rows) const {
 
 at::Tensor Preservation::whiten(const at::Tensor& keys) const {
   const at::NoGradGuard no_grad;
-  const at::NoTF32Guard no_tf32;
-  const auto rows = onto_basis(as_rows(keys, dim(), device(), "keys")).to(factor_.dtype());
-  return at::linalg_solve_triangular(factor_, rows.mT(), /*upper=*/false).mT().to(at::kDouble);
+  const auto rows = as_rows(keys, dim(), device(), "keys");
+  auto whitened = scratch_rows(rows.size(0), rank(), device());
+  if (basis_.defined()) {
+    at::matmul_out(whitened, rows, basis_);
+  } else {
+    whitened.copy_(rows);
+  }
+  factor_.solve_(whitened);
+  return whitened;
 }
 
 at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
@@ -176,11 +144,8 @@ at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
 }
 
 at::Tensor Preservation::unwhiten_(const at::Tensor& whitened) const {
-  const at::NoTF32Guard no_tf32;
-  auto columns = whitened.to(factor_.dtype()).mT();
-  at::linalg_solve_triangular_out(columns, factor_.mT(), columns, /*upper=*/true);
-  const auto solved = columns.mT().to(at::kDouble);
-  return basis_.defined() ? at::matmul(solved, basis_.mT()) : solved;
+  factor_.solve_transposed_(whitened);
+  return basis_.defined() ? at::matmul(whitened, basis_.mT()) : whitened;
 }
 
 at::Tensor Preservation::solve(const at::Tensor& keys) const { return unwhiten(whiten(keys)).view_as(keys); }
@@ -192,7 +157,7 @@ at::Tensor Preservation::gram(const at::Tensor& keys) const {
 
 at::Tensor Preservation::disturbance(const at::Tensor& delta) const {
   const at::NoGradGuard no_grad;
-  return at::matmul(onto_basis(as_rows(delta, dim(), device(), "delta")), factor_.to(at::kDouble));
+  return factor_.multiplied(onto_basis(as_rows(delta, dim(), device(), "delta")));
 }
 
 double Preservation::cost(const at::Tensor& delta) const { return disturbance(delta).square().sum().item<double>(); }
@@ -203,26 +168,29 @@ Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   require_float64("absorb");
   const auto rows = onto_basis(std::sqrt(weight) * as_rows(keys, dim(), device(), "keys"));
   if (rows.size(0) * kDimensionsPerKey <= rank()) {
-    if (auto updated = try_update(factor_, rows); updated.defined()) return {updated, jitter_, basis_};
+    if (auto updated = factor_.updated(rows)) return {*updated, jitter_, basis_};
   }
   // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C
   // itself is not formed: that would square the condition number.
-  const auto upper = std::get<1>(at::linalg_qr(at::cat({factor_.mT(), rows}), "r"));
-  return {(upper.diagonal().sign().unsqueeze(1) * upper).mT(), jitter_, basis_};
+  const auto upper = std::get<1>(at::linalg_qr(at::cat({factor_.lower().mT(), rows}), "r"));
+  return {CholeskyFactor::from_upper(upper.diagonal().sign().unsqueeze(1) * upper), jitter_, basis_};
 }
 
-int64_t Preservation::dim() const noexcept { return (basis_.defined() ? basis_ : factor_).size(0); }
+int64_t Preservation::dim() const noexcept { return basis_.defined() ? basis_.size(0) : rank(); }
 
-int64_t Preservation::rank() const noexcept { return factor_.size(1); }
+int64_t Preservation::rank() const noexcept { return factor_.size(); }
 
 Preservation Preservation::to(c10::Device device) const {
-  return {factor_.to(device), jitter_, basis_.defined() ? basis_.to(device) : at::Tensor()};
+  return {factor_.to(at::TensorOptions(factor_.dtype()).device(device)), jitter_,
+          basis_.defined() ? basis_.to(device) : at::Tensor()};
 }
 
-Preservation Preservation::in_float32() const { return {factor_.to(at::kFloat), jitter_, basis_}; }
+Preservation Preservation::in_float32() const {
+  return {factor_.to(at::TensorOptions(at::kFloat).device(device())), jitter_, basis_};
+}
 
 void Preservation::require_float64(const char* action) const {
-  if (factor_.scalar_type() != at::kDouble) {
+  if (factor_.dtype() != at::kDouble) {
     throw Error(c10::str("expected a metric in float64 to ", action, ", got one in float32; ", action,
                          " with the metric that in_float32() was called on"));
   }
@@ -230,25 +198,20 @@ void Preservation::require_float64(const char* action) const {
 
 void Preservation::save(const std::string& path) const {
   require_float64("save");
-  // Lᵀ, because L lies in memory by columns: so neither writing nor reading it takes a copy.
-  TensorFile file{{{"upper", factor_.mT()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}};
+  TensorFile file{{{"corners", factor_.corners()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}};
+  if (factor_.side().numel() > 0) file.tensors["side"] = factor_.side();  // there is none in one dimension
   if (basis_.defined()) file.tensors["basis"] = basis_;
   write_safetensors(path, file);
 }
 
 Preservation Preservation::load(const std::string& path, c10::Device device) {
   const TypedFile file(path, kFormat);
-  const auto& upper = file.matrix("upper");
-  if (upper.size(0) == 0 || upper.size(0) != upper.size(1) || !upper.diagonal().gt(0).all().item<bool>() ||
-      !is_upper_triangular(upper)) {
-    throw FormatError(c10::str(path, ": expected a triangular 'upper' with a positive diagonal, got ", upper.sizes(),
-                               "; save it anew"));
-  }
+  const auto factor = read_factor(file, path).to(at::TensorOptions(at::kDouble).device(device));
   at::Tensor basis;
   if (file.has("basis")) {
     basis = file.matrix("basis").to(device);
-    if (basis.size(1) != upper.size(0) || basis.size(0) < basis.size(1)) {
-      throw FormatError(c10::str(path, ": expected a 'basis' [dim, ", upper.size(0), "] with at least as many rows as ",
+    if (basis.size(1) != factor.size() || basis.size(0) < basis.size(1)) {
+      throw FormatError(c10::str(path, ": expected a 'basis' [dim, ", factor.size(), "] with at least as many rows as ",
                                  "columns, got ", basis.sizes(), "; save it anew"));
     }
   }
@@ -256,7 +219,7 @@ Preservation Preservation::load(const std::string& path, c10::Device device) {
   if (!(std::isfinite(jitter) && jitter >= 0)) {
     throw FormatError(c10::str(path, ": expected a jitter of at least 0, got ", jitter, "; save it anew"));
   }
-  return {upper.to(device).mT(), jitter, basis};
+  return {factor, jitter, basis};
 }
 
 }  // namespace emmet

@@ -1,6 +1,7 @@
 #include "emmet/solve.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -26,6 +27,8 @@ constexpr double kConstraintTolerance = 1e-6;
 // Refinement ends here, or when it no longer gains.
 constexpr double kRefinedResidual = 1e-12;
 constexpr int kRefinements = 3;
+// Rows of Δ that are found at a time.
+constexpr int64_t kOutputs = 512;
 
 // The wall clock of what is computed on a device.
 class Stopwatch {
@@ -111,13 +114,15 @@ std::pair<at::Tensor, at::Tensor> refined(at::Tensor X, const at::Tensor& R, dou
   return {X, reached};
 }
 
-// What an n × n system S = KᵀC⁻¹K + μI found, where `multipliers` are S⁻¹R: tr(Δ C Δᵀ) = ⟨S⁻¹R, (ΔK)ᵀ⟩.
+// What an n × n system S = KᵀC⁻¹K + μI found for some outputs, where `multipliers` are S⁻¹R: tr(Δ C Δᵀ) is
+// ⟨S⁻¹R, (ΔK)ᵀ⟩. `size` is the norm of all of R.
 void describe(Diagnostics& diagnostics, const Factorised& factorised, const at::Tensor& R,
-              const at::Tensor& multipliers, const at::Tensor& reached) {
+              const at::Tensor& multipliers, const at::Tensor& reached, double size) {
   diagnostics.condition = factorised.system.condition();
   diagnostics.ridge = factorised.ridge;
-  diagnostics.constraint_residual = relative_norm(R - reached, R);
-  diagnostics.preservation_cost = (multipliers * reached).sum().item<double>();
+  const double missing = size == 0.0 ? 0.0 : (R - reached).norm().item<double>() / size;
+  diagnostics.constraint_residual = std::hypot(diagnostics.constraint_residual, missing);
+  diagnostics.preservation_cost += (multipliers * reached).sum().item<double>();
 }
 
 void require_constraint(const Diagnostics& diagnostics, const Preservation& preservation, const at::Tensor& K) {
@@ -146,30 +151,38 @@ Update solve_for_factors(const Preservation& preservation, const at::Tensor& K, 
   };
   const auto [left, reached] = refined(half_solve(R), R, factorised.ridge, half_solve,
                                        [&](const at::Tensor& X) { return at::matmul(effect, X); });
-  describe(diagnostics, factorised, R, multipliers, reached);
+  describe(diagnostics, factorised, R, multipliers, reached, R.norm().item<double>());
   diagnostics.seconds_system += stopwatch.lap();
   require_constraint(diagnostics, preservation, K);
   return Update::from_factors(left.mT(), right, diagnostics);
 }
 
-// Δ = (S⁻¹R)ᵀA · L⁻¹ for more edits, where Δ is smaller than its factors, and quicker to find.
+// Δ = (S⁻¹R)ᵀA · L⁻¹ for more edits, where Δ is smaller than its factors, and quicker to find. Its rows do not depend
+// on each other: some are found at a time, so that nothing but A, S and Δ is large.
 Update solve_for_delta(const Preservation& preservation, const at::Tensor& K, const at::Tensor& A, const at::Tensor& R,
                        const Ridge& ridge, Diagnostics diagnostics) {
   Stopwatch stopwatch(A.device());
   const auto factorised = factorise(gram_matrix(A.mT()), A, ridge);
-  const auto multipliers = factorised.system.solve(R);       // [n, d_out]
-  const auto disturbance = at::matmul(multipliers.mT(), A);  // Δ L, [d_out, rank]
+  const double size = R.norm().item<double>();
+  const auto delta = at::empty({R.size(1), K.size(1)}, R.options());
+  const auto reach = [&](const at::Tensor& rows) { return at::matmul(K, rows.mT()); };
   diagnostics.seconds_system = stopwatch.lap();
-  const auto first = preservation.unwhiten_(disturbance);
-  diagnostics.seconds_whiten += stopwatch.lap();
-
-  const auto answer = [&](const at::Tensor& B) {
-    return preservation.unwhiten_(at::matmul(factorised.system.solve(B).mT(), A));
-  };
-  const auto [delta, reached] =
-      refined(first, R, factorised.ridge, answer, [&](const at::Tensor& X) { return at::matmul(K, X.mT()); });
-  describe(diagnostics, factorised, R, multipliers, reached);
-  diagnostics.seconds_system += stopwatch.lap();
+  for (int64_t first = 0; first < R.size(1); first += kOutputs) {
+    const auto some = R.narrow(1, first, std::min(kOutputs, R.size(1) - first));
+    const auto rows_for = [&](const at::Tensor& multipliers) {
+      const auto disturbance = at::matmul(multipliers.mT(), A);  // Δ L, [outputs, rank]
+      diagnostics.seconds_system += stopwatch.lap();
+      const auto rows = preservation.unwhiten_(disturbance);
+      diagnostics.seconds_whiten += stopwatch.lap();
+      return rows;
+    };
+    const auto multipliers = factorised.system.solve(some);  // [n, outputs]
+    const auto answer = [&](const at::Tensor& B) { return rows_for(factorised.system.solve(B)); };
+    const auto [rows, reached] = refined(rows_for(multipliers), some, factorised.ridge, answer, reach);
+    delta.narrow(0, first, rows.size(0)).copy_(rows);
+    describe(diagnostics, factorised, some, multipliers, reached, size);
+    diagnostics.seconds_system += stopwatch.lap();
+  }
   require_constraint(diagnostics, preservation, K);
   return Update::from_dense(delta, diagnostics);
 }

@@ -107,6 +107,7 @@ class Update:
     @property
     def diagnostics(self) -> Diagnostics: ...
 
+def scratch_rows(n: int, width: int, device: str | torch.device = "cpu") -> torch.Tensor: ...
 def solve(
     preservation: Preservation,
     keys: torch.Tensor,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from ._core import scratch_rows
 from .architectures import Architecture
 from .distributed import ALONE, World
 from .hooks import frozen, on_input, on_output, stop_after
@@ -88,7 +89,7 @@ def last_token_states(arch: Architecture, rows: Sequence[Sequence[int]], site: S
 
     The pass ends there. The processes of `world` share the batches.
     """
-    found = torch.zeros(len(rows), site.width, dtype=torch.float64, device=arch.model.device)
+    found = scratch_rows(len(rows), site.width, arch.model.device)
 
     def keep(batch: Sequence[int], states: Tensor, mask: Tensor) -> None:
         found[batch] = states[torch.arange(len(batch), device=mask.device), mask.sum(1) - 1].to(found)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ._core import scratch_rows
 from .architectures import Architecture
 from .distributed import ALONE, World
 from .edits import Edit, check_consistent
@@ -62,7 +63,7 @@ def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer:
     The processes of `world` share the edits.
     """
     site = Site.keys(arch, layer)
-    keys = torch.zeros(len(prompts), site.width, dtype=torch.float64, device=arch.model.device)
+    keys = scratch_rows(len(prompts), site.width, arch.model.device)
     for first in world.shard(range(0, len(prompts), _EDITS_AT_ONCE)):
         some = prompts[first : first + _EDITS_AT_ONCE]
         rows = [prompt.ids[: prompt.subject + 1] for contexts in some for prompt in contexts]

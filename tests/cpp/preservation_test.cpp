@@ -350,6 +350,12 @@ TEST(NullSpace, RefusesWhatIsNone) {
 
 using PreservationFile = TemporaryFolder;
 
+TEST_F(PreservationFile, OfOneDimensionIsReadBack) {
+  const auto metric = Preservation::from_second_moment(second_moment(1));
+  metric.save(path("metric"));
+  EXPECT_TRUE(Preservation::load(path("metric")).factor().equal(metric.factor()));
+}
+
 TEST_F(PreservationFile, IsReadBackToTheBit) {
   const at::Tensor keys = oracle::random({5, 32}, 2);
   const auto metric = Preservation::from_second_moment(second_moment(32), 0.1);
@@ -373,7 +379,9 @@ TEST_F(PreservationFile, KeepsTheNullSpace) {
   const emmet::TensorFile good = emmet::read_safetensors(path("metric"));
   const at::Tensor basis = good.tensors.at("basis");
   for (const at::Tensor& other : {basis.narrow(1, 0, 3), basis.narrow(0, 0, NullSpace::rank - 1), basis.mul(NAN)}) {
-    emmet::write_safetensors(path("metric"), {{{"basis", other}, {"upper", good.tensors.at("upper")}}, good.metadata});
+    emmet::TensorFile contents = good;
+    contents.tensors["basis"] = other;
+    emmet::write_safetensors(path("metric"), contents);
     EXPECT_THROW(Preservation::load(path("metric")), emmet::FormatError) << other.sizes();
   }
 }
@@ -381,7 +389,7 @@ TEST_F(PreservationFile, KeepsTheNullSpace) {
 TEST_F(PreservationFile, OfAnotherKindIsRefused) {
   emmet::Update::from_dense(oracle::random({4, 4}, 1)).save(path("update"));
   const std::string message = message_of<emmet::FormatError>([&] { Preservation::load(path("update")); });
-  EXPECT_NE(message.find("expected a file of format emmet.preservation.1, got emmet.update.1"), std::string::npos)
+  EXPECT_NE(message.find("expected a file of format emmet.preservation.2, got emmet.update.1"), std::string::npos)
       << message;
 }
 
@@ -397,26 +405,30 @@ TEST_F(PreservationFile, CutShortIsRefused) {
 TEST_F(PreservationFile, WithOtherContentsIsRefused) {
   Preservation::from_second_moment(second_moment(8)).save(path("metric"));
   const emmet::TensorFile good = emmet::read_safetensors(path("metric"));
-  const at::Tensor upper = good.tensors.at("upper");
+  const at::Tensor corners = good.tensors.at("corners"), side = good.tensors.at("side");
   const auto expect_refused = [&](const emmet::TensorFile& contents) {
     emmet::write_safetensors(path("metric"), contents);
     EXPECT_THROW(Preservation::load(path("metric")), emmet::FormatError);
   };
-  for (const at::Tensor& other : {upper.narrow(0, 0, 7), upper[0], upper.to(at::kFloat), upper.neg()}) {
-    expect_refused({{{"upper", other}}, good.metadata});
+  for (const at::Tensor& other : {corners.narrow(0, 0, 4), corners[0], corners.to(at::kFloat), corners.neg()}) {
+    expect_refused({{{"corners", other}, {"side", side}}, good.metadata});
   }
-  at::Tensor damaged = upper.clone();
-  damaged[0][7] = std::nan("");
-  expect_refused({{{"upper", damaged}}, good.metadata});
-  at::Tensor full = upper.clone();
-  full[7][0] = 1.0;  // which solves would not see, and products would
-  expect_refused({{{"upper", full}}, good.metadata});
-  expect_refused({{{"upper", upper.narrow(0, 0, 0).narrow(1, 0, 0)}}, good.metadata});
+  for (const at::Tensor& other : {side.narrow(0, 0, 3), side.narrow(1, 0, 2), side[0], side.to(at::kFloat)}) {
+    expect_refused({{{"corners", corners}, {"side", other}}, good.metadata});
+  }
+  for (const at::Tensor& part : {corners, side}) {
+    at::Tensor damaged = part.clone();
+    damaged[0][3] = std::nan("");
+    const bool of_corners = part.is_same(corners);
+    expect_refused(
+        {{{"corners", of_corners ? damaged : corners}, {"side", of_corners ? side : damaged}}, good.metadata});
+  }
+  expect_refused({{{"corners", corners}}, good.metadata});
   expect_refused({{}, good.metadata});
   for (const char* jitter : {"", "much", "1e-3 or so", "nan", "inf", "-1"}) {
-    expect_refused({good.tensors, {{"format", "emmet.preservation.1"}, {"jitter", jitter}}});
+    expect_refused({good.tensors, {{"format", "emmet.preservation.2"}, {"jitter", jitter}}});
   }
-  expect_refused({good.tensors, {{"format", "emmet.preservation.1"}}});
+  expect_refused({good.tensors, {{"format", "emmet.preservation.2"}}});
 }
 
 TEST_F(PreservationFile, ThatIsMissingIsNamed) {

@@ -6,6 +6,8 @@
 #include <optional>
 #include <string>
 
+#include "emmet/cholesky_factor.h"
+
 namespace emmet {
 
 /// The preservation metric: a cached factorisation through which C⁻¹ is applied to keys.
@@ -71,20 +73,21 @@ class Preservation {
   /// metric. Cannot absorb and cannot be saved.
   Preservation in_float32() const;
 
-  /// Lower Cholesky factor L, [rank(), rank()]: float64, unless the metric is `in_float32`.
-  const at::Tensor& factor() const noexcept { return factor_; }
+  /// Lower Cholesky factor L, [rank(), rank()]: float64, unless the metric is `in_float32`. Formed at each call, as it
+  /// is kept in half the memory.
+  at::Tensor factor() const { return factor_.lower(); }
 
   /// Writes or reads one safetensors file, so that a server starts without a factorisation.
   void save(const std::string& path) const;
   static Preservation load(const std::string& path, c10::Device device = c10::kCPU);
 
  private:
-  Preservation(const at::Tensor& factor, double jitter, at::Tensor basis = {});
+  Preservation(CholeskyFactor factor, double jitter, at::Tensor basis = {});
 
   void require_float64(const char* action) const;
   at::Tensor onto_basis(const at::Tensor& rows) const;  // of [n, dim]: their coordinates in the basis, [n, rank]
 
-  at::Tensor factor_;
+  CholeskyFactor factor_;
   double jitter_;
   at::Tensor basis_;  // Q; undefined where it would be the identity
 };

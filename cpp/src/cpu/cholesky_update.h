@@ -4,8 +4,9 @@
 
 namespace emmet::cpu {
 
-/// In place, L Lᵀ + Σ v vᵀ for a lower Cholesky factor L [dim, dim] (column-major, contiguous) and `count` vectors v
-/// stored one after another. By Givens rotations (Golub and Van Loan 2013, section 6.5); the diagonal stays positive.
-void cholesky_update(double* factor, const double* vectors, int64_t dim, int64_t count);
+/// In place, the factor of L Lᵀ + Σ v vᵀ for a lower Cholesky factor L [dim, dim] in the two parts of `CholeskyFactor`
+/// and `vectors` [count, dim] (row-major, contiguous). By Givens rotations (Golub and Van Loan 2013, section 6.5); the
+/// diagonal stays positive.
+void cholesky_update(double* corners, double* side, const double* vectors, int64_t dim, int64_t count);
 
 }  // namespace emmet::cpu

@@ -1,0 +1,105 @@
+#include "emmet/cholesky_factor.h"
+
+#include <ATen/ops/eye.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones_like.h>
+#include <gtest/gtest.h>
+
+#include "oracle.h"
+
+namespace {
+
+using emmet::CholeskyFactor;
+
+constexpr double kTolerance = 1e-11;
+
+/// A symmetric matrix [size, size] with a condition number below 1e3.
+at::Tensor definite(int64_t size, uint64_t seed = 1) {
+  const at::Tensor rows = oracle::random({4 * size, size}, seed);
+  return at::matmul(rows.t(), rows).div(4 * size);
+}
+
+/// Sizes that divide in halves and such that do not; the largest is of more than a block of rows or columns.
+class FactorOfSize : public testing::TestWithParam<int64_t> {
+ protected:
+  const int64_t size = GetParam();
+  const at::Tensor matrix = definite(size);
+  const CholeskyFactor factor = CholeskyFactor::of(matrix, 0.0).value();
+};
+
+TEST_P(FactorOfSize, IsLowerTriangularAndGivesTheMatrix) {
+  const at::Tensor lower = factor.lower();
+  EXPECT_EQ(factor.size(), size);
+  EXPECT_TRUE(lower.equal(lower.tril()));
+  EXPECT_TRUE(lower.diagonal().equal(factor.diagonal()));
+  EXPECT_TRUE(factor.diagonal().gt(0).all().item<bool>());
+  EXPECT_LT(oracle::relative_error(at::matmul(lower, lower.t()), matrix), kTolerance);
+}
+
+TEST_P(FactorOfSize, TakesHalfTheMemoryOfASquare) {
+  const int64_t numbers = factor.corners().numel() + factor.side().numel(), half = (size + 1) / 2;
+  EXPECT_EQ(numbers, half * (half + 1) + half * (size - half));
+  EXPECT_LE(numbers, size * size / 2 + size + 1);
+}
+
+TEST_P(FactorOfSize, MultipliesAndSolves) {
+  const at::Tensor rows = oracle::random({3, size}, 2), lower = factor.lower();
+  EXPECT_LT(oracle::relative_error(factor.multiplied(rows), at::matmul(rows, lower)), kTolerance);
+  const at::Tensor solved = rows.clone(), transposed = rows.clone();
+  factor.solve_(solved);  // L x = r for rows: x Lᵀ = r
+  EXPECT_LT(oracle::relative_error(at::matmul(solved, lower.t()), rows), kTolerance);
+  factor.solve_transposed_(transposed);
+  EXPECT_LT(oracle::relative_error(at::matmul(transposed, lower), rows), kTolerance);
+}
+
+TEST_P(FactorOfSize, IsThatOfItsUpperTriangle) {
+  at::Tensor upper = factor.lower().t().contiguous();
+  upper.add_(at::ones_like(upper).tril(-1));  // does not count
+  const auto same = CholeskyFactor::from_upper(upper);
+  EXPECT_TRUE(same.corners().equal(factor.corners()));
+  EXPECT_TRUE(same.side().equal(factor.side()));
+}
+
+TEST_P(FactorOfSize, IsUpdatedByRows) {
+  const at::Tensor rows = oracle::random({2, size}, 3), before = factor.lower();
+  const auto updated = factor.updated(rows);
+  ASSERT_TRUE(updated);
+  const at::Tensor sum = matrix.add(at::matmul(rows.t(), rows));
+  EXPECT_LT(oracle::relative_error(updated->lower(), CholeskyFactor::of(sum, 0.0)->lower()), kTolerance);
+  EXPECT_TRUE(factor.lower().equal(before));
+}
+
+INSTANTIATE_TEST_SUITE_P(, FactorOfSize, testing::Values(1, 2, 7, 8, 2100));
+
+TEST(CholeskyFactor, SolvesMoreRowsThanABlock) {
+  const auto factor = CholeskyFactor::of(definite(6), 0.0).value();
+  const at::Tensor rows = oracle::random({2500, 6}, 2), solved = rows.clone();
+  factor.solve_(solved);
+  EXPECT_LT(oracle::relative_error(at::matmul(solved, factor.lower().t()), rows), kTolerance);
+}
+
+TEST(CholeskyFactor, AddsTheShift) {
+  const at::Tensor matrix = definite(7), lower = CholeskyFactor::of(matrix, 2.5)->lower();
+  const at::Tensor shifted = matrix.add(at::eye(7, matrix.options()), 2.5);
+  EXPECT_LT(oracle::relative_error(at::matmul(lower, lower.t()), shifted), kTolerance);
+}
+
+TEST(CholeskyFactor, IsNoneOfAnIndefiniteMatrix) {
+  for (const int64_t place : {0, 3, 4, 6}) {  // in the first half, and in the second
+    at::Tensor matrix = definite(7);
+    matrix[place][place] = -1.0;
+    EXPECT_FALSE(CholeskyFactor::of(matrix, 0.0)) << place;
+  }
+}
+
+TEST(CholeskyFactor, InFloat32SolvesByRounding) {
+  const auto factor = CholeskyFactor::of(definite(8), 0.0).value(), rounded = factor.to(at::kFloat);
+  EXPECT_EQ(rounded.dtype(), at::kFloat);
+  const at::Tensor exact = oracle::random({3, 8}, 2), rows = exact.clone();
+  factor.solve_(exact);
+  rounded.solve_(rows);
+  EXPECT_EQ(rows.scalar_type(), at::kDouble);
+  EXPECT_LT(oracle::relative_error(rows, exact), 1e-4);
+}
+
+}  // namespace
