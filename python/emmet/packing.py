@@ -12,6 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from .hooks import forward_as
 
+# So few tokens are multiplied in the time that it takes to read the weight: leaving some of them out gains nothing.
+_FEW_TOKENS = 64
+
 
 def linear_modules(parts: Iterable[nn.Module]) -> list[nn.Module]:
     """All modules inside of `parts` that map each token for itself by a weight."""
@@ -23,7 +26,8 @@ def without_padding(linears: Sequence[nn.Module], mask: Tensor) -> Iterator[None
     """Let `linears` compute only the tokens that `mask` [rows, tokens] selects, of inputs [rows, tokens, width].
 
     Masked tokens get some real token's output, so that what follows stays finite, and no gradient passes through them:
-    nothing may attend to them or read them. Inputs of other shapes, as those of experts, are computed as they come.
+    nothing may attend to them or read them. Inputs of other shapes, as those of experts, are computed as they come, and
+    so are those of few tokens.
     """
     real = mask.flatten().nonzero().squeeze(1)
 
@@ -36,7 +40,7 @@ def without_padding(linears: Sequence[nn.Module], mask: Tensor) -> Iterator[None
         return filler.index_copy(0, places, computed).view(*mask.shape, -1)
 
     with ExitStack() as stack:
-        if len(real) < mask.numel():
+        if len(real) < mask.numel() and mask.numel() > _FEW_TOKENS:
             for linear in linears:
                 stack.enter_context(forward_as(linear, partial(packed, linear.forward)))
         yield

@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from emmet.packing import linear_modules, without_padding
 
-MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+FEW = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+MASK = FEW.repeat(6, 1)
 REAL = MASK.bool()
 
 
@@ -20,14 +21,14 @@ def linear(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def states(fill: float = 0.0) -> Tensor:
-    filled = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
+    filled = torch.randn(18, 4, 5, generator=torch.Generator().manual_seed(1))
     filled[~REAL] = fill
     return filled.requires_grad_()
 
 
 def test_real_tokens_and_their_gradients_are_as_without(linear: nn.Module) -> None:
     padded, packed = states(), states()
-    upstream = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(2)) * MASK.unsqueeze(-1)
+    upstream = torch.randn(18, 4, 7, generator=torch.Generator().manual_seed(2)) * MASK.unsqueeze(-1)
     expected = linear(padded)
     with without_padding([linear], MASK):
         found = linear(packed)
@@ -45,21 +46,28 @@ def test_padding_is_not_computed_and_stays_finite(linear: nn.Module) -> None:
     packed = states(fill=float("nan"))
     with without_padding([linear], MASK):
         found = linear(packed)
-    assert computed == [(1, 8, 5)]
+    assert computed == [(1, 48, 5)]
     assert found.isfinite().all()
     found.sum().backward()
     assert (packed.grad[~REAL] == 0).all()
 
 
+def test_few_tokens_are_computed_as_they_come(linear: nn.Module) -> None:
+    tokens = torch.randn(3, 4, 5)
+    expected = linear(tokens)
+    with without_padding([linear], FEW):
+        assert torch.equal(linear(tokens), expected)
+
+
 def test_other_shapes_are_computed_as_they_come(linear: nn.Module) -> None:
-    tokens = torch.randn(12, 5)
+    tokens = torch.randn(72, 5)
     expected = linear(tokens)
     with without_padding([linear], MASK):
         assert torch.equal(linear(tokens), expected)
 
 
 def test_modules_are_as_before_afterwards(linear: nn.Module) -> None:
-    with without_padding([linear], torch.ones(3, 4)):
+    with without_padding([linear], torch.ones(18, 4)):
         assert "forward" not in vars(linear)  # there is no padding to leave out
     with pytest.raises(KeyError), without_padding([linear], MASK):
         raise KeyError
