@@ -155,7 +155,7 @@ changed; and undo gave back every bit. Written by `make docs-models`; `make test
 | --- | --- |
 {counts}
 
-The layers are those of the default configuration: a model with and without experts is edited in the layers without.
+The layers are those of the default configuration: where only some layers have experts, the others are edited.
 """
 
 _HEADINGS = {
