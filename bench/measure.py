@@ -44,13 +44,13 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
-    """By how much the resident memory of the process rises during one call, as seen every few milliseconds (Linux)."""
+    """By how much the resident memory of the process rises during one call, as seen every millisecond (Linux)."""
     before = peak = resident_bytes()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.005):
+        while not done.wait(0.001):
             peak = max(peak, resident_bytes())
 
     watching = threading.Thread(target=watch)

@@ -51,8 +51,9 @@ void bind_preservation(py::module_& module) {
           },
           py::arg("path"), py::arg("device") = "cpu", ReleaseGil(),
           "Read what `save` wrote. Raises FormatError for any other file.")
-      .def_property_readonly("factor", &Preservation::factor,
-                             "Lower Cholesky factor L, [rank, rank]: float64, unless in_float32.")
+      .def_property_readonly(
+          "factor", py::cpp_function(&Preservation::factor, ReleaseGil()),
+          "Lower Cholesky factor L, [rank, rank]: float64, unless in_float32. Formed at each access.")
       .def_property_readonly("jitter", &Preservation::jitter, "What was added to the diagonal, over its mean.")
       .def_property_readonly("dim", &Preservation::dim, "Width of a key.")
       .def_property_readonly("rank", &Preservation::rank,

@@ -8,10 +8,10 @@ void bind_scratch(py::module_& module) {
       "scratch_rows",
       [](int64_t n, int64_t width, const DeviceLike& device) { return scratch_rows(n, width, to_device(device)); },
       py::arg("n"), py::arg("width"), py::arg("device") = "cpu", ReleaseGil(),
-      "Rows [n, width] of float64 zeros, for what is large and seldom read.\n\n"
-      "On a CPU, from a quarter of a GB on, they lie in a file that has no name, in TMPDIR or else /var/tmp, mapped\n"
-      "into memory: where that runs short, the system writes them out. They are ordinary memory where such a file\n"
-      "cannot be had.");
+      "Rows [n, width] of float64 zeros, for what is large and read in few passes.\n\n"
+      "On Linux and a CPU, from a quarter of a GB on, they lie in a file without a name, in the folder TMPDIR or else\n"
+      "/var/tmp, mapped into memory: the system writes them out where that runs short. They are ordinary memory where\n"
+      "the folder is in memory itself (tmpfs), or would be left with less room than that again.");
 }
 
 }  // namespace emmet::python

@@ -1,16 +1,17 @@
-#include "emmet/cholesky_factor.h"
+#include "cholesky_factor.h"
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <utility>
@@ -25,8 +26,9 @@ namespace {
 
 // A pivot this small relative to its diagonal entry is rounding error, not information.
 constexpr double kSmallestPivot = 1e-13;
-// Rows that are solved for at a time, and columns that are multiplied: they are copied for it.
+// Rows that are solved for at a time, which are copied for it, and columns that are multiplied.
 constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlockOnGpu = 8192;
 
 // Solves T x = r, in place, for each row r of a contiguous array. T is a triangle of a square that lies in memory
 // without gaps, by rows or by columns, so that no copy is made of either.
@@ -35,53 +37,47 @@ void solve_rows_(const at::Tensor& rows, const at::Tensor& triangle, bool upper)
   at::linalg_solve_triangular_out(columns, triangle, columns, upper);
 }
 
-// The halves of some rows, contiguous and of a dtype.
-std::pair<at::Tensor, at::Tensor> halves(const at::Tensor& rows, int64_t split, at::ScalarType dtype) {
-  const auto half = [&](int64_t first, int64_t count) {
-    return at::empty({rows.size(0), count}, rows.options().dtype(dtype)).copy_(rows.narrow(1, first, count));
-  };
-  return {half(0, split), half(split, rows.size(1) - split)};
-}
-
-// Calls `change` with the halves of some rows at a time, and writes back what it leaves.
-template <typename Change>
-void change_halves_(const at::Tensor& rows, int64_t split, at::ScalarType dtype, const Change& change) {
-  for (int64_t row = 0; row < rows.size(0); row += kBlock) {
-    const auto block = rows.narrow(0, row, std::min(kBlock, rows.size(0) - row));
-    const auto [left, right] = halves(block, split, dtype);
-    change(left, right);
-    block.narrow(1, 0, split).copy_(left);
-    block.narrow(1, split, right.size(1)).copy_(right);
-  }
-}
-
 }  // namespace
 
-CholeskyFactor::CholeskyFactor(const at::Tensor& corners, const at::Tensor& side)
-    : corners_(corners.contiguous()), side_(side.contiguous()) {}
+CholeskyFactor::CholeskyFactor(at::Tensor corners, at::Tensor side)
+    : corners_(std::move(corners)), side_(std::move(side)) {}
 
-at::Tensor CholeskyFactor::first() const { return corners_.narrow(0, 0, split()).narrow(1, 0, split()); }
+std::optional<CholeskyFactor> CholeskyFactor::from_parts(const at::Tensor& corners, const at::Tensor& side) {
+  const int64_t rest = side.size(0), split = side.size(1);
+  if (rest == 0 || (rest != split && rest != split + 1)) return std::nullopt;
+  if (corners.sizes() != at::IntArrayRef({rest + 1, rest})) return std::nullopt;
+  const CholeskyFactor factor(corners.contiguous(), side.contiguous());
+  const auto ends = factor.upper_first().diagonal().gt(0).all();  // the 1 of an odd size, too
+  if (!ends.logical_and(factor.diagonal().gt(0).all()).item<bool>()) return std::nullopt;
+  return factor;
+}
 
-at::Tensor CholeskyFactor::second() const { return corners_.narrow(0, 1, corners_.size(1)); }
+at::Tensor CholeskyFactor::upper_first() const { return corners_.narrow(0, 0, rest()); }
+
+at::Tensor CholeskyFactor::lower_second() const { return corners_.narrow(0, 1, rest()); }
 
 std::optional<CholeskyFactor> CholeskyFactor::of(const at::Tensor& matrix, double shift) {
   const int64_t size = matrix.size(0), split = size / 2, rest = size - split;
-  const auto part = [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
-    return at::empty({rows, columns}, matrix.options()).copy_(matrix.narrow(0, row, rows).narrow(1, column, columns));
+  const auto above = matrix.narrow(0, 0, split).narrow(1, split, rest);
+  const CholeskyFactor factor(at::zeros({rest + 1, rest}, matrix.options()),
+                              at::empty({rest, split}, matrix.options()).copy_(above.mT()));
+  const auto shifted = [&](int64_t start, int64_t count) {
+    const auto square = at::empty({count, count}, matrix.options());
+    square.copy_(matrix.narrow(0, start, count).narrow(1, start, count)).diagonal().add_(shift);
+    return square;
   };
-  const CholeskyFactor factor(at::zeros({rest + 1, rest}, matrix.options()), part(split, rest, 0, split));
+  // Both triangles are added to the zeros of one array: to copy one there would overwrite the other.
   if (split > 0) {
-    const auto square = part(0, split, 0, split);
-    square.diagonal().add_(shift);
-    if (!factorise_(square.mT())) return std::nullopt;  // stored by columns, it is L₁; by rows, L₁ᵀ
+    const auto square = shifted(0, split);
+    if (!factorise_(square.mT())) return std::nullopt;  // stored by columns, it is L₁ now; by rows, L₁ᵀ
     solve_rows_(factor.side_, square.mT(), /*upper=*/false);
-    factor.first().add_(square);
+    factor.upper_first().narrow(0, 0, split).narrow(1, 0, split).add_(square);
   }
-  const auto square = part(split, rest, split, rest);
-  square.diagonal().add_(shift);
+  if (rest > split) factor.upper_first()[split][split] = 1.0;
+  const auto square = shifted(split, rest);
   add_gram(square, factor.side_.mT(), at::kDouble, -1.0);
   if (!factorise_(square.mT())) return std::nullopt;
-  factor.second().add_(square.mT());
+  factor.lower_second().add_(square.mT());
 
   const auto pivots = factor.diagonal().square() / (matrix.diagonal() + shift);
   if (!(pivots.min().item<double>() >= kSmallestPivot)) return std::nullopt;
@@ -90,44 +86,60 @@ std::optional<CholeskyFactor> CholeskyFactor::of(const at::Tensor& matrix, doubl
 
 CholeskyFactor CholeskyFactor::from_upper(const at::Tensor& upper) {
   const int64_t size = upper.size(0), split = size / 2, rest = size - split;
-  const auto side = upper.narrow(0, 0, split).narrow(1, split, rest).mT().contiguous();
-  const CholeskyFactor factor(at::zeros({rest + 1, rest}, upper.options()), side);
-  factor.first().add_(at::triu(upper.narrow(0, 0, split).narrow(1, 0, split)));
-  factor.second().add_(at::triu(upper.narrow(0, split, rest).narrow(1, split, rest)).mT());
+  const auto top = upper.narrow(0, 0, split);
+  const CholeskyFactor factor(at::zeros({rest + 1, rest}, upper.options()),
+                              top.narrow(1, split, rest).mT().contiguous());
+  factor.upper_first().narrow(0, 0, split).narrow(1, 0, split).add_(at::triu(top.narrow(1, 0, split)));
+  if (rest > split) factor.upper_first()[split][split] = 1.0;
+  factor.lower_second().add_(at::triu(upper.narrow(0, split, rest).narrow(1, split, rest)).mT());
   return factor;
 }
 
-void CholeskyFactor::solve_(const at::Tensor& rows) const {
+template <typename Change>
+void CholeskyFactor::change_halves_(const at::Tensor& rows, const Change& change) const {
   const at::NoTF32Guard no_tf32;
-  change_halves_(rows, split(), dtype(), [&](const at::Tensor& left, const at::Tensor& right) {
-    solve_rows_(left, first().mT(), /*upper=*/false);
-    right.addmm_(left, side_.mT(), 1, -1);
-    solve_rows_(right, second(), /*upper=*/false);
+  const auto options = rows.options().dtype(dtype());
+  const int64_t block = rows.is_cpu() ? kBlock : kBlockOnGpu;
+  for (int64_t row = 0; row < rows.size(0); row += block) {
+    const int64_t count = std::min(block, rows.size(0) - row);
+    const auto some = rows.narrow(0, row, count);
+    const auto left = at::zeros({count, rest()}, options), right = at::empty({count, rest()}, options);
+    left.narrow(1, 0, split()).copy_(some.narrow(1, 0, split()));
+    right.copy_(some.narrow(1, split(), rest()));
+    change(left, right);
+    some.narrow(1, 0, split()).copy_(left.narrow(1, 0, split()));
+    some.narrow(1, split(), rest()).copy_(right);
+  }
+}
+
+void CholeskyFactor::solve_(const at::Tensor& rows) const {
+  change_halves_(rows, [&](const at::Tensor& left, const at::Tensor& right) {
+    solve_rows_(left, upper_first().mT(), /*upper=*/false);
+    right.addmm_(left.narrow(1, 0, split()), side_.mT(), 1, -1);
+    solve_rows_(right, lower_second(), /*upper=*/false);
   });
 }
 
 void CholeskyFactor::solve_transposed_(const at::Tensor& rows) const {
-  const at::NoTF32Guard no_tf32;
-  change_halves_(rows, split(), dtype(), [&](const at::Tensor& left, const at::Tensor& right) {
-    solve_rows_(right, second().mT(), /*upper=*/true);
-    left.addmm_(right, side_, 1, -1);
-    solve_rows_(left, first(), /*upper=*/true);
+  change_halves_(rows, [&](const at::Tensor& left, const at::Tensor& right) {
+    solve_rows_(right, lower_second().mT(), /*upper=*/true);
+    left.narrow(1, 0, split()).addmm_(right, side_, 1, -1);
+    solve_rows_(left, upper_first(), /*upper=*/true);
   });
 }
 
 at::Tensor CholeskyFactor::multiplied(const at::Tensor& rows) const {
-  const at::NoTF32Guard no_tf32;
-  const auto [left, right] = halves(rows, split(), at::kDouble);
+  const auto left = rows.narrow(1, 0, split()), right = rows.narrow(1, split(), rest());
   const auto product = at::empty_like(rows);
   product.narrow(1, 0, split()).copy_(at::matmul(right, side_.to(at::kDouble)));
   for (int64_t start = 0; start < split(); start += kBlock) {
     const int64_t width = std::min(kBlock, split() - start), below = split() - start;
-    const auto block = at::triu(first().narrow(0, start, width).narrow(1, start, below)).to(at::kDouble);
+    const auto block = at::triu(upper_first().narrow(0, start, width).narrow(1, start, below)).to(at::kDouble);
     product.narrow(1, start, width).add_(at::matmul(left.narrow(1, start, below), block.mT()));
   }
-  for (int64_t start = 0; start < right.size(1); start += kBlock) {
-    const int64_t width = std::min(kBlock, right.size(1) - start), below = right.size(1) - start;
-    const auto block = at::tril(second().narrow(0, start, below).narrow(1, start, width)).to(at::kDouble);
+  for (int64_t start = 0; start < rest(); start += kBlock) {
+    const int64_t width = std::min(kBlock, rest() - start), below = rest() - start;
+    const auto block = at::tril(lower_second().narrow(0, start, below).narrow(1, start, width)).to(at::kDouble);
     product.narrow(1, split() + start, width).copy_(at::matmul(right.narrow(1, start, below), block));
   }
   return product;
@@ -144,26 +156,28 @@ std::optional<CholeskyFactor> CholeskyFactor::updated(const at::Tensor& rows) co
   if (device().is_cuda()) {
     const c10::DeviceGuard guard(device());
     const auto stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device());
-    const auto upper = lower().mT().contiguous();  // row-major Lᵀ is column-major L
-    const auto vectors = rows.mT().clone(at::MemoryFormat::Contiguous), diagonal = upper.diagonal().contiguous();
-    cuda::cholesky_update(upper.mutable_data_ptr<double>(), vectors.mutable_data_ptr<double>(),
-                          diagonal.const_data_ptr<double>(), size(), rows.size(0), stream.native_handle());
-    return from_upper(upper);
+    const auto square = upper();  // by rows it is Lᵀ, by columns L
+    const auto vectors = rows.mT().clone(at::MemoryFormat::Contiguous), before = square.diagonal().contiguous();
+    cuda::cholesky_update(square.mutable_data_ptr<double>(), vectors.mutable_data_ptr<double>(),
+                          before.const_data_ptr<double>(), size(), rows.size(0), stream.native_handle());
+    return from_upper(square);
   }
 #endif
   return std::nullopt;
 }
 
-at::Tensor CholeskyFactor::lower() const {
-  const int64_t rest = size() - split();
+at::Tensor CholeskyFactor::upper() const {
   const auto square = at::zeros({size(), size()}, corners_.options());
-  square.narrow(0, 0, split()).narrow(1, 0, split()).copy_(at::triu(first()).mT());
-  square.narrow(0, split(), rest).narrow(1, 0, split()).copy_(side_);
-  square.narrow(0, split(), rest).narrow(1, split(), rest).copy_(at::tril(second()));
+  const auto top = square.narrow(0, 0, split());
+  top.narrow(1, 0, split()).copy_(at::triu(upper_first().narrow(0, 0, split()).narrow(1, 0, split())));
+  top.narrow(1, split(), rest()).copy_(side_.mT());
+  square.narrow(0, split(), rest()).narrow(1, split(), rest()).copy_(at::tril(lower_second()).mT());
   return square;
 }
 
-at::Tensor CholeskyFactor::diagonal() const { return at::cat({first().diagonal(), second().diagonal()}); }
+at::Tensor CholeskyFactor::diagonal() const {
+  return at::cat({upper_first().diagonal().narrow(0, 0, split()), lower_second().diagonal()});
+}
 
 CholeskyFactor CholeskyFactor::to(const at::TensorOptions& options) const {
   return {corners_.to(options), side_.to(options)};

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "cholesky_factor.h"
 #include "emmet/error.h"
 #include "emmet/safetensors.h"
 #include "emmet/scratch.h"
@@ -64,22 +65,10 @@ void require_not_negative(double value, const char* name) {
   }
 }
 
-CholeskyFactor read_factor(const TypedFile& file, const std::string& path) {
-  const auto& corners = file.matrix("corners");
-  const auto side = file.has("side") ? file.matrix("side") : at::empty({1, 0}, corners.options());
-  const int64_t rest = side.size(0), split = side.size(1);
-  if (rest == 0 || (rest != split && rest != split + 1) || corners.sizes() != at::IntArrayRef({rest + 1, rest}) ||
-      !CholeskyFactor(corners, side).diagonal().gt(0).all().item<bool>()) {
-    throw FormatError(c10::str(path, ": expected the two parts of a factor with a positive diagonal, got 'corners' ",
-                               corners.sizes(), " and 'side' ", side.sizes(), "; save it anew"));
-  }
-  return {corners, side};
-}
-
 }  // namespace
 
 Preservation::Preservation(CholeskyFactor factor, double jitter, at::Tensor basis)
-    : factor_(std::move(factor)), jitter_(jitter), basis_(std::move(basis)) {}
+    : factor_(std::make_shared<const CholeskyFactor>(std::move(factor))), jitter_(jitter), basis_(std::move(basis)) {}
 
 Preservation Preservation::from_second_moment(const at::Tensor& second_moment, std::optional<double> jitter) {
   const at::NoGradGuard no_grad;
@@ -87,10 +76,10 @@ Preservation Preservation::from_second_moment(const at::Tensor& second_moment, s
   const double mean = moment.diagonal().mean().item<double>();
   if (jitter) {
     require_not_negative(*jitter, "jitter");
-    if (auto factor = CholeskyFactor::of(moment, *jitter * mean)) return {*factor, *jitter};
+    if (auto factor = CholeskyFactor::of(moment, *jitter * mean)) return {std::move(*factor), *jitter};
   } else {
     for (const double candidate : kJitters) {
-      if (auto factor = CholeskyFactor::of(moment, candidate * mean)) return {*factor, candidate};
+      if (auto factor = CholeskyFactor::of(moment, candidate * mean)) return {std::move(*factor), candidate};
     }
   }
   throw NotPositiveDefiniteError(
@@ -134,7 +123,7 @@ at::Tensor Preservation::whiten(const at::Tensor& keys) const {
   } else {
     whitened.copy_(rows);
   }
-  factor_.solve_(whitened);
+  factor_->solve_(whitened);
   return whitened;
 }
 
@@ -144,7 +133,8 @@ at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
 }
 
 at::Tensor Preservation::unwhiten_(const at::Tensor& whitened) const {
-  factor_.solve_transposed_(whitened);
+  const at::NoGradGuard no_grad;
+  factor_->solve_transposed_(whitened);
   return basis_.defined() ? at::matmul(whitened, basis_.mT()) : whitened;
 }
 
@@ -157,7 +147,7 @@ at::Tensor Preservation::gram(const at::Tensor& keys) const {
 
 at::Tensor Preservation::disturbance(const at::Tensor& delta) const {
   const at::NoGradGuard no_grad;
-  return factor_.multiplied(onto_basis(as_rows(delta, dim(), device(), "delta")));
+  return factor_->multiplied(onto_basis(as_rows(delta, dim(), device(), "delta")));
 }
 
 double Preservation::cost(const at::Tensor& delta) const { return disturbance(delta).square().sum().item<double>(); }
@@ -168,29 +158,33 @@ Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   require_float64("absorb");
   const auto rows = onto_basis(std::sqrt(weight) * as_rows(keys, dim(), device(), "keys"));
   if (rows.size(0) * kDimensionsPerKey <= rank()) {
-    if (auto updated = factor_.updated(rows)) return {*updated, jitter_, basis_};
+    if (auto updated = factor_->updated(rows)) return {std::move(*updated), jitter_, basis_};
   }
   // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C
   // itself is not formed: that would square the condition number.
-  const auto upper = std::get<1>(at::linalg_qr(at::cat({factor_.lower().mT(), rows}), "r"));
-  return {CholeskyFactor::from_upper(upper.diagonal().sign().unsqueeze(1) * upper), jitter_, basis_};
+  const auto stacked = at::cat({factor_->upper(), rows});
+  const auto upper = std::get<1>(at::linalg_qr(stacked, "r"));
+  upper.mul_(upper.diagonal().sign().unsqueeze(1));
+  return {CholeskyFactor::from_upper(upper), jitter_, basis_};
 }
+
+at::Tensor Preservation::factor() const { return factor_->upper().mT(); }
+
+c10::Device Preservation::device() const { return factor_->device(); }
 
 int64_t Preservation::dim() const noexcept { return basis_.defined() ? basis_.size(0) : rank(); }
 
-int64_t Preservation::rank() const noexcept { return factor_.size(); }
+int64_t Preservation::rank() const noexcept { return factor_->size(); }
 
 Preservation Preservation::to(c10::Device device) const {
-  return {factor_.to(at::TensorOptions(factor_.dtype()).device(device)), jitter_,
+  return {factor_->to(at::TensorOptions().device(device)), jitter_,
           basis_.defined() ? basis_.to(device) : at::Tensor()};
 }
 
-Preservation Preservation::in_float32() const {
-  return {factor_.to(at::TensorOptions(at::kFloat).device(device())), jitter_, basis_};
-}
+Preservation Preservation::in_float32() const { return {factor_->to(at::kFloat), jitter_, basis_}; }
 
 void Preservation::require_float64(const char* action) const {
-  if (factor_.dtype() != at::kDouble) {
+  if (factor_->dtype() != at::kDouble) {
     throw Error(c10::str("expected a metric in float64 to ", action, ", got one in float32; ", action,
                          " with the metric that in_float32() was called on"));
   }
@@ -198,28 +192,34 @@ void Preservation::require_float64(const char* action) const {
 
 void Preservation::save(const std::string& path) const {
   require_float64("save");
-  TensorFile file{{{"corners", factor_.corners()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}};
-  if (factor_.side().numel() > 0) file.tensors["side"] = factor_.side();  // there is none in one dimension
+  TensorFile file{{{"corners", factor_->corners()}}, {{"format", kFormat}, {"jitter", exact_text(jitter_)}}};
+  if (factor_->side().numel() > 0) file.tensors["side"] = factor_->side();  // there is none in one dimension
   if (basis_.defined()) file.tensors["basis"] = basis_;
   write_safetensors(path, file);
 }
 
 Preservation Preservation::load(const std::string& path, c10::Device device) {
   const TypedFile file(path, kFormat);
-  const auto factor = read_factor(file, path).to(at::TensorOptions(at::kDouble).device(device));
+  const auto& corners = file.matrix("corners");
+  const auto side = file.has("side") ? file.matrix("side") : at::empty({1, 0}, corners.options());
+  const auto factor = CholeskyFactor::from_parts(corners, side);
+  if (!factor) {
+    throw FormatError(c10::str(path, ": expected the two parts of a factor with a positive diagonal, got 'corners' ",
+                               corners.sizes(), " and 'side' ", side.sizes(), "; save it anew"));
+  }
   at::Tensor basis;
   if (file.has("basis")) {
     basis = file.matrix("basis").to(device);
-    if (basis.size(1) != factor.size() || basis.size(0) < basis.size(1)) {
-      throw FormatError(c10::str(path, ": expected a 'basis' [dim, ", factor.size(), "] with at least as many rows as ",
-                                 "columns, got ", basis.sizes(), "; save it anew"));
+    if (basis.size(1) != factor->size() || basis.size(0) < basis.size(1)) {
+      throw FormatError(c10::str(path, ": expected a 'basis' [dim, ", factor->size(),
+                                 "] with at least as many rows as ", "columns, got ", basis.sizes(), "; save it anew"));
     }
   }
   const double jitter = file.number("jitter");
   if (!(std::isfinite(jitter) && jitter >= 0)) {
     throw FormatError(c10::str(path, ": expected a jitter of at least 0, got ", jitter, "; save it anew"));
   }
-  return {factor, jitter, basis};
+  return {factor->to(at::TensorOptions().device(device)), jitter, basis};
 }
 
 }  // namespace emmet

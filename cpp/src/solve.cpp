@@ -114,13 +114,11 @@ std::pair<at::Tensor, at::Tensor> refined(at::Tensor X, const at::Tensor& R, dou
   return {X, reached};
 }
 
-// What an n × n system S = KᵀC⁻¹K + μI found for some outputs, where `multipliers` are S⁻¹R: tr(Δ C Δᵀ) is
-// ⟨S⁻¹R, (ΔK)ᵀ⟩. `size` is the norm of all of R.
-void describe(Diagnostics& diagnostics, const Factorised& factorised, const at::Tensor& R,
-              const at::Tensor& multipliers, const at::Tensor& reached, double size) {
-  diagnostics.condition = factorised.system.condition();
-  diagnostics.ridge = factorised.ridge;
-  const double missing = size == 0.0 ? 0.0 : (R - reached).norm().item<double>() / size;
+// Adds what an n × n system S = KᵀC⁻¹K + μI found for some outputs, where `multipliers` are S⁻¹R: tr(Δ C Δᵀ) is
+// ⟨S⁻¹R, (ΔK)ᵀ⟩. `norm` is that of the residuals of all outputs.
+void measure(Diagnostics& diagnostics, const at::Tensor& R, double norm, const at::Tensor& multipliers,
+             const at::Tensor& reached) {
+  const double missing = norm == 0.0 ? 0.0 : (R - reached).norm().item<double>() / norm;
   diagnostics.constraint_residual = std::hypot(diagnostics.constraint_residual, missing);
   diagnostics.preservation_cost += (multipliers * reached).sum().item<double>();
 }
@@ -138,6 +136,8 @@ Update solve_for_factors(const Preservation& preservation, const at::Tensor& K, 
                          const at::Tensor& R, const Ridge& ridge, Diagnostics diagnostics) {
   Stopwatch stopwatch(A.device());
   const auto factorised = factorise(gram_matrix(A.mT()), A, ridge);
+  diagnostics.condition = factorised.system.condition();
+  diagnostics.ridge = factorised.ridge;
   const auto& system = factorised.system;
   const auto multipliers = system.solve(R);  // [n, d_out]
   const auto Q = system.half_solve_(A);      // [n, rank], orthonormal rows when μ = 0
@@ -151,7 +151,7 @@ Update solve_for_factors(const Preservation& preservation, const at::Tensor& K, 
   };
   const auto [left, reached] = refined(half_solve(R), R, factorised.ridge, half_solve,
                                        [&](const at::Tensor& X) { return at::matmul(effect, X); });
-  describe(diagnostics, factorised, R, multipliers, reached, R.norm().item<double>());
+  measure(diagnostics, R, R.norm().item<double>(), multipliers, reached);
   diagnostics.seconds_system += stopwatch.lap();
   require_constraint(diagnostics, preservation, K);
   return Update::from_factors(left.mT(), right, diagnostics);
@@ -163,7 +163,9 @@ Update solve_for_delta(const Preservation& preservation, const at::Tensor& K, co
                        const Ridge& ridge, Diagnostics diagnostics) {
   Stopwatch stopwatch(A.device());
   const auto factorised = factorise(gram_matrix(A.mT()), A, ridge);
-  const double size = R.norm().item<double>();
+  diagnostics.condition = factorised.system.condition();
+  diagnostics.ridge = factorised.ridge;
+  const double norm = R.norm().item<double>();
   const auto delta = at::empty({R.size(1), K.size(1)}, R.options());
   const auto reach = [&](const at::Tensor& rows) { return at::matmul(K, rows.mT()); };
   diagnostics.seconds_system = stopwatch.lap();
@@ -180,7 +182,7 @@ Update solve_for_delta(const Preservation& preservation, const at::Tensor& K, co
     const auto answer = [&](const at::Tensor& B) { return rows_for(factorised.system.solve(B)); };
     const auto [rows, reached] = refined(rows_for(multipliers), some, factorised.ridge, answer, reach);
     delta.narrow(0, first, rows.size(0)).copy_(rows);
-    describe(diagnostics, factorised, some, multipliers, reached, size);
+    measure(diagnostics, some, norm, multipliers, reached);
     diagnostics.seconds_system += stopwatch.lap();
   }
   require_constraint(diagnostics, preservation, K);
@@ -201,7 +203,7 @@ Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A
                         "squared lengths of the residuals");
   diagnostics.seconds_system = stopwatch.lap();
 
-  const auto delta = preservation.unwhiten(Z.mT());  // [d_out, d_in]
+  const auto delta = preservation.unwhiten_(Z.mT());  // [d_out, d_in]
   diagnostics.seconds_whiten += stopwatch.lap();
   return Update::from_dense(delta, diagnostics);
 }

@@ -23,7 +23,7 @@ TypedFile::TypedFile(std::string path, const std::string& format)
   if (found == contents_.metadata.end() || found->second != format) {
     throw FormatError(c10::str(path_, ": expected a file of format ", format, ", got ",
                                found == contents_.metadata.end() ? "none" : found->second,
-                               "; give the file that save() wrote"));
+                               "; give a file that save() of this version wrote"));
   }
 }
 

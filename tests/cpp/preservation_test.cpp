@@ -350,10 +350,12 @@ TEST(NullSpace, RefusesWhatIsNone) {
 
 using PreservationFile = TemporaryFolder;
 
-TEST_F(PreservationFile, OfOneDimensionIsReadBack) {
-  const auto metric = Preservation::from_second_moment(second_moment(1));
-  metric.save(path("metric"));
-  EXPECT_TRUE(Preservation::load(path("metric")).factor().equal(metric.factor()));
+TEST_F(PreservationFile, OfAnySizeIsReadBack) {
+  for (const int64_t size : {1, 2, 7}) {
+    const auto metric = Preservation::from_second_moment(second_moment(size));
+    metric.save(path("metric"));
+    EXPECT_TRUE(Preservation::load(path("metric")).factor().equal(metric.factor()));
+  }
 }
 
 TEST_F(PreservationFile, IsReadBackToTheBit) {

@@ -357,7 +357,7 @@ class TestFile:
     def test_of_another_kind_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "update"
         Update.from_dense(torch.eye(4)).save(path)
-        with pytest.raises(FormatError, match=r"of format emmet\.preservation\.1, got emmet\.update\.1"):
+        with pytest.raises(FormatError, match=r"of format emmet\.preservation\.2, got emmet\.update\.1"):
             Preservation.load(path)
         path.write_text("not safetensors at all")
         with pytest.raises(FormatError):

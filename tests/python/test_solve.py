@@ -104,6 +104,45 @@ class TestDefinitions:
         assert error < tolerance(case.moment, case.gram())
 
 
+class TestManyOutputs:
+    """More rows of Δ than are found at a time, of so many edits that it is not kept as factors; d_in is odd."""
+
+    @pytest.fixture
+    def case(self) -> Problem:
+        made = problem(np.random.default_rng(0), 131, 125, d_out=1100)
+        made.residuals[:, 512:1024] = 0.0
+        return made
+
+    @pytest.mark.parametrize("ridge", [0.0, 0.5])
+    def test_all_rows_are_the_definition(self, case: Problem, ridge: float) -> None:
+        expected = closed_forms.memit(case, ridge) if ridge else closed_forms.emmet(case)
+        update = solve(*tensors(case), ridge)
+        assert not update.is_low_rank
+        assert relative_error(delta(update), expected) < CLOSE
+        reached = case.keys @ expected.T
+        missing = np.linalg.norm(reached - case.residuals) / np.linalg.norm(case.residuals)
+        assert update.diagnostics.constraint_residual == pytest.approx(missing, rel=1e-6, abs=1e-9)
+        cost = np.trace(expected @ case.moment @ expected.T)
+        assert update.diagnostics.preservation_cost == pytest.approx(cost, rel=1e-6)
+        assert update.diagnostics.ridge == ridge
+        assert 1 < update.diagnostics.condition < 1e12
+
+    def test_a_float32_factor_meets_the_constraint(self, case: Problem) -> None:
+        preservation, keys, residuals = tensors(case)
+        update = solve(preservation.in_float32(), keys, residuals, 0.0)
+        assert update.constraint_residual(keys, residuals) < 1e-6
+        assert relative_error(delta(update), closed_forms.emmet(case)) < 1e-2
+
+    def test_alphaedit_in_a_null_space_of_odd_dimension(self, case: Problem) -> None:
+        values = np.linalg.eigvalsh(case.moment)
+        threshold = float((values[122] + values[123]) / 2)
+        metric = Preservation.null_space(torch.from_numpy(case.moment), threshold)
+        assert metric.rank == 123
+        few = Problem(case.moment, case.keys[:122], case.residuals[:122])
+        found = solve(metric, torch.from_numpy(few.keys), torch.from_numpy(few.residuals), 1.0)
+        assert relative_error(delta(found), closed_forms.alphaedit(few, np.zeros((1, 131)), threshold, 1.0)) < CLOSE
+
+
 class TestIdentities:
     @anything
     @given(case=problems(), exponent=exponents)

@@ -326,7 +326,7 @@ class TestFile:
     def test_of_another_kind_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "metric"
         Preservation.from_second_moment(torch.eye(4)).save(path)
-        with pytest.raises(FormatError, match=r"of format emmet\.update\.1, got emmet\.preservation\.1"):
+        with pytest.raises(FormatError, match=r"of format emmet\.update\.1, got emmet\.preservation\.2"):
             Update.load(path)
 
 

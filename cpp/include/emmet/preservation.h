@@ -3,12 +3,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
-#include "emmet/cholesky_factor.h"
-
 namespace emmet {
+
+class CholeskyFactor;
 
 /// The preservation metric: a cached factorisation through which C⁻¹ is applied to keys.
 ///
@@ -43,12 +44,12 @@ class Preservation {
   /// K C⁻¹ Kᵀ, [n, n] float64 symmetric (KᵀC⁻¹K where keys are columns, as in the papers).
   at::Tensor gram(const at::Tensor& keys) const;
 
-  /// L⁻¹k (L⁻¹Qᵀk) for each row of keys [n, dim]: [n, rank()].
+  /// L⁻¹k (L⁻¹Qᵀk) for each row of keys [n, dim]: [n, rank()], which are `scratch_rows`.
   at::Tensor whiten(const at::Tensor& keys) const;
 
   /// L⁻ᵀa (Q L⁻ᵀa) for each row of whitened [n, rank()]: [n, dim].
   at::Tensor unwhiten(const at::Tensor& whitened) const;
-  /// The same in the memory of `whitened` (contiguous, float64, on device()), which is lost.
+  /// The same for float64 rows on device(), whose memory is used for it, and lost.
   at::Tensor unwhiten_(const at::Tensor& whitened) const;
 
   /// Δ L (Δ Q L) for Δ [m, dim]: [m, rank()], whose squared norm is cost(Δ).
@@ -65,7 +66,7 @@ class Preservation {
   /// Number of directions in which the metric lets keys act: dim(), or the dimension of the null space.
   int64_t rank() const noexcept;
   double jitter() const noexcept { return jitter_; }
-  c10::Device device() const { return factor_.device(); }
+  c10::Device device() const;
   Preservation to(c10::Device device) const;
 
   /// The same metric with its factor rounded to float32: half the bytes to read in a solve for few edits. Edits'
@@ -75,7 +76,7 @@ class Preservation {
 
   /// Lower Cholesky factor L, [rank(), rank()]: float64, unless the metric is `in_float32`. Formed at each call, as it
   /// is kept in half the memory.
-  at::Tensor factor() const { return factor_.lower(); }
+  at::Tensor factor() const;
 
   /// Writes or reads one safetensors file, so that a server starts without a factorisation.
   void save(const std::string& path) const;
@@ -87,7 +88,7 @@ class Preservation {
   void require_float64(const char* action) const;
   at::Tensor onto_basis(const at::Tensor& rows) const;  // of [n, dim]: their coordinates in the basis, [n, rank]
 
-  CholeskyFactor factor_;
+  std::shared_ptr<const CholeskyFactor> factor_;
   double jitter_;
   at::Tensor basis_;  // Q; undefined where it would be the identity
 };

@@ -6,11 +6,13 @@
 
 namespace emmet {
 
-/// Rows [n, width] of float64 zeros on `device`, for what is large and seldom read.
+/// Rows [n, width] of float64 zeros on `device`, for what is large and read in few passes.
 ///
-/// On a CPU, from a quarter of a GB on, they lie in a file that has no name, in TMPDIR or else /var/tmp, mapped into
-/// memory: where that runs short, the system writes them out instead of ending the process. They are ordinary memory
-/// where such a file cannot be had.
+/// On Linux and a CPU, from a quarter of a GB on, they lie in a file without a name, in the folder TMPDIR or else
+/// /var/tmp, mapped into memory: the system writes them out and takes the memory where that runs short, instead of
+/// ending the process. The file is gone with the tensor, or the process. They are ordinary memory where the folder is
+/// in memory itself (tmpfs), or would be left with less room than that again. A disk that fails, or that promises room
+/// which it does not have, ends the process (SIGBUS).
 at::Tensor scratch_rows(int64_t n, int64_t width, c10::Device device);
 
 }  // namespace emmet

@@ -7,7 +7,7 @@
 namespace emmet::cpu {
 namespace {
 
-// Columns of the parts that lie by rows, which are brought together at a time: a cache line of numbers.
+// Columns of B and of L₂, which lie by rows, that are brought together at a time: a cache line of numbers.
 constexpr int64_t kColumns = 8;
 
 }  // namespace
@@ -29,16 +29,16 @@ void cholesky_update(double* corners, double* side, const double* vectors, int64
     for (int64_t j = start; j < start + width; ++j) {
       auto rows = work.bottomRows(dim - j);
       auto column = rows.col(0);
-      const int64_t upper = is_left ? split - j : 0;  // entries in the first triangle
-      auto tail = panel.col(j - start).tail(dim - j - upper);
-      if (is_left) column.head(upper) = first.row(j).segment(j, upper);
+      const int64_t in_first = is_left ? split - j : 0;  // entries of the column in L₁
+      auto tail = panel.col(j - start).tail(dim - j - in_first);
+      if (is_left) column.head(in_first) = first.row(j).segment(j, in_first);
       column.tail(tail.size()) = tail;
       for (int64_t k = 1; k <= count; ++k) {
         Eigen::JacobiRotation<double> rotation;
         rotation.makeGivens(rows(0, 0), rows(0, k));
         rows.applyOnTheRight(0, k, rotation);
       }
-      if (is_left) first.row(j).segment(j, upper) = column.head(upper);
+      if (is_left) first.row(j).segment(j, in_first) = column.head(in_first);
       tail = column.tail(tail.size());
     }
     lower = panel;
