@@ -5,8 +5,10 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/geqrf.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/ormqr.h>
 #include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
@@ -14,6 +16,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "cpu/cholesky_update.h"
@@ -29,12 +32,36 @@ constexpr double kSmallestPivot = 1e-13;
 // Rows that are solved for at a time, which are copied for it, and columns that are multiplied.
 constexpr int64_t kBlock = 1024;
 constexpr int64_t kBlockOnGpu = 8192;
+// So many rows at most are quicker to rotate into a factor one by one, in one pass over it, than to reflect together.
+constexpr int64_t kFewRows = 32;
+// Columns that are reflected together.
+constexpr int64_t kPanel = 256;
 
 // Solves T x = r, in place, for each row r of a contiguous array. T is a triangle of a square that lies in memory
 // without gaps, by rows or by columns, so that no copy is made of either.
 void solve_rows_(const at::Tensor& rows, const at::Tensor& triangle, bool upper) {
   auto columns = rows.mT();
   at::linalg_solve_triangular_out(columns, triangle, columns, upper);
+}
+
+// Replaces an upper triangle U by that of the QR factorisation of [U; rows], with a positive diagonal: by Householder
+// reflections of a panel of columns at a time, which leave the zeros of U alone. The rows are lost.
+void reflect_(const at::Tensor& upper, const at::Tensor& rows) {
+  for (int64_t start = 0; start < upper.size(0); start += kPanel) {
+    const int64_t width = std::min(kPanel, upper.size(0) - start), after = upper.size(0) - start - width;
+    const auto top = upper.narrow(0, start, width);
+    const auto stacked = [&](int64_t column, int64_t columns) {
+      return at::cat({top.narrow(1, column, columns), rows.narrow(1, column, columns)});
+    };
+    const auto [reflectors, scales] = at::geqrf(stacked(start, width));
+    top.narrow(1, start, width).copy_(at::triu(reflectors.narrow(0, 0, width)));
+    if (after > 0) {
+      const auto rest = at::ormqr(reflectors, scales, stacked(start + width, after), /*left=*/true, /*transpose=*/true);
+      top.narrow(1, start + width, after).copy_(rest.narrow(0, 0, width));
+      rows.narrow(1, start + width, after).copy_(rest.narrow(0, width, rows.size(0)));
+    }
+  }
+  upper.mul_(upper.diagonal().sign().unsqueeze(1));
 }
 
 }  // namespace
@@ -145,25 +172,33 @@ at::Tensor CholeskyFactor::multiplied(const at::Tensor& rows) const {
   return product;
 }
 
-std::optional<CholeskyFactor> CholeskyFactor::updated(const at::Tensor& rows) const {
-  if (device().is_cpu()) {
-    const CholeskyFactor factor(corners_.clone(), side_.clone());
-    cpu::cholesky_update(factor.corners_.mutable_data_ptr<double>(), factor.side_.mutable_data_ptr<double>(),
-                         rows.contiguous().const_data_ptr<double>(), size(), rows.size(0));
-    return factor;
-  }
+CholeskyFactor CholeskyFactor::updated(const at::Tensor& rows, double weight) const {
+  const double scale = std::sqrt(weight);
+  if (rows.size(0) <= kFewRows) {
+    const auto scaled = scale * rows;
+    if (device().is_cpu()) {
+      const CholeskyFactor factor(corners_.clone(), side_.clone());
+      cpu::cholesky_update(factor.corners_.mutable_data_ptr<double>(), factor.side_.mutable_data_ptr<double>(),
+                           scaled.contiguous().const_data_ptr<double>(), size(), rows.size(0));
+      return factor;
+    }
 #ifdef EMMET_CUDA
-  if (device().is_cuda()) {
-    const c10::DeviceGuard guard(device());
-    const auto stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device());
-    const auto square = upper();  // by rows it is Lᵀ, by columns L
-    const auto vectors = rows.mT().clone(at::MemoryFormat::Contiguous), before = square.diagonal().contiguous();
-    cuda::cholesky_update(square.mutable_data_ptr<double>(), vectors.mutable_data_ptr<double>(),
-                          before.const_data_ptr<double>(), size(), rows.size(0), stream.native_handle());
-    return from_upper(square);
-  }
+    if (device().is_cuda()) {
+      const c10::DeviceGuard guard(device());
+      const auto stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device());
+      const auto square = upper();  // by rows it is Lᵀ, by columns L
+      const auto vectors = scaled.mT().contiguous(), before = square.diagonal().contiguous();
+      cuda::cholesky_update(square.mutable_data_ptr<double>(), vectors.mutable_data_ptr<double>(),
+                            before.const_data_ptr<double>(), size(), rows.size(0), stream.native_handle());
+      return from_upper(square);
+    }
 #endif
-  return std::nullopt;
+  }
+  const auto square = upper();
+  for (int64_t row = 0; row < rows.size(0); row += kBlock) {
+    reflect_(square, scale * rows.narrow(0, row, std::min(kBlock, rows.size(0) - row)));
+  }
+  return from_upper(square);
 }
 
 at::Tensor CholeskyFactor::upper() const {

@@ -33,9 +33,9 @@ class CholeskyFactor {
   void solve_transposed_(const at::Tensor& rows) const;
   /// rows · L, [n, d].
   at::Tensor multiplied(const at::Tensor& rows) const;
-  /// The factor of L Lᵀ + Σ r rᵀ for few `rows` [n, d], by one pass over L. None where emmet has no kernel for the
-  /// device.
-  std::optional<CholeskyFactor> updated(const at::Tensor& rows) const;
+  /// The factor of L Lᵀ + weight · Σ r rᵀ for `rows` [n, d], with a weight of at least 0. The sum is not formed: that
+  /// would square the condition number.
+  CholeskyFactor updated(const at::Tensor& rows, double weight) const;
 
   /// Lᵀ, [d, d].
   at::Tensor upper() const;

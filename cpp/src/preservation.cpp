@@ -1,11 +1,9 @@
 #include "emmet/preservation.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_eigh.h>
-#include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/matmul.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
@@ -25,10 +23,6 @@
 
 namespace emmet {
 namespace {
-
-// One factorisation costs as much as updates by d/3 keys on two cores, and as fewer the more cores there are. Not
-// measured on a GPU.
-constexpr int64_t kDimensionsPerKey = 16;
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
 constexpr double kAsymmetry = 1e-6;
@@ -156,16 +150,7 @@ Preservation Preservation::absorb(const at::Tensor& keys, double weight) const {
   const at::NoGradGuard no_grad;
   require_not_negative(weight, "weight");
   require_float64("absorb");
-  const auto rows = onto_basis(std::sqrt(weight) * as_rows(keys, dim(), device(), "keys"));
-  if (rows.size(0) * kDimensionsPerKey <= rank()) {
-    if (auto updated = factor_->updated(rows)) return {std::move(*updated), jitter_, basis_};
-  }
-  // C + w Σ k kᵀ is the Gram matrix of [Lᵀ; √w K], so the triangular factor of this is the new Lᵀ, up to signs. C
-  // itself is not formed: that would square the condition number.
-  const auto stacked = at::cat({factor_->upper(), rows});
-  const auto upper = std::get<1>(at::linalg_qr(stacked, "r"));
-  upper.mul_(upper.diagonal().sign().unsqueeze(1));
-  return {CholeskyFactor::from_upper(upper), jitter_, basis_};
+  return {factor_->updated(onto_basis(as_rows(keys, dim(), device(), "keys")), weight), jitter_, basis_};
 }
 
 at::Tensor Preservation::factor() const { return factor_->upper().mT(); }

@@ -58,7 +58,7 @@ class Given(NamedTuple):
     @property
     def memories(self) -> Tensor:
         """The keys that later edits preserve: [n + m, d_in]."""
-        return torch.cat([self.keys, self.others])
+        return torch.cat([self.keys, self.others]) if len(self.others) else self.keys
 
     def select(self, rows: Sequence[int]) -> Given:
         places = torch.full((len(self.keys),), -1)

@@ -36,9 +36,7 @@ class Memories:
             absorbed, metric = (), unedited
         if self._config.absorb > 0:
             for batch in batches[len(absorbed) :]:
-                memories = batch.given[layer].memories
-                for first in range(0, len(memories), metric.rank):  # more at once would take more memory
-                    metric = metric.absorb(memories[first : first + metric.rank], _absorbed_weight(self._config))
+                metric = metric.absorb(batch.given[layer].memories, _absorbed_weight(self._config))
         self._layers[layer] = _Absorbed(unedited, batches, metric)
         return metric
 

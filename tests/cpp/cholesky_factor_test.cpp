@@ -86,13 +86,17 @@ TEST_P(FactorOfSize, InFloat32SolvesAndMultipliesByRounding) {
   EXPECT_LT(oracle::relative_error(rounded.multiplied(rows), factor.multiplied(rows)), 1e-6);
 }
 
+/// Few rows are rotated into a factor, more are reflected, and those of more than a block one block after the other.
 TEST_P(FactorOfSize, IsUpdatedByRows) {
-  const at::Tensor rows = oracle::random({2, size}, 3), before = lower_of(factor);
-  const auto updated = factor.updated(rows);
-  ASSERT_TRUE(updated);
-  const at::Tensor sum = matrix.add(at::matmul(rows.t(), rows));
-  EXPECT_LT(oracle::relative_error(lower_of(*updated), lower_of(*CholeskyFactor::of(sum, 0.0))), kTolerance);
-  EXPECT_TRUE(lower_of(factor).equal(before));
+  const at::Tensor before = factor.upper();
+  for (const int64_t count : {1, 3, 32, 33, 1500}) {
+    const at::Tensor rows = oracle::random({count, size}, 3);
+    const auto updated = factor.updated(rows, 2.0);
+    const at::Tensor sum = matrix.add(at::matmul(rows.t(), rows), 2.0);
+    EXPECT_LT(oracle::relative_error(lower_of(updated), lower_of(*CholeskyFactor::of(sum, 0.0))), kTolerance) << count;
+    EXPECT_TRUE(updated.diagonal().gt(0).all().item<bool>());
+  }
+  EXPECT_TRUE(factor.upper().equal(before));
 }
 
 INSTANTIATE_TEST_SUITE_P(, FactorOfSize, testing::Values(1, 2, 7, 8, 2100));
