@@ -10,8 +10,8 @@ void bind_scratch(py::module_& module) {
       py::arg("n"), py::arg("width"), py::arg("device") = "cpu", ReleaseGil(),
       "Rows [n, width] of float64 zeros, for what is large and read in few passes.\n\n"
       "On Linux and a CPU, from a quarter of a GB on, they lie in a file without a name, in the folder TMPDIR or else\n"
-      "/var/tmp, mapped into memory: the system writes them out where that runs short. They are ordinary memory where\n"
-      "the folder is in memory itself (tmpfs), or would be left with less room than that again.");
+      "/var/tmp, mapped into memory: the system takes it where that runs short. They are ordinary memory where such a\n"
+      "file cannot be had: where the folder is in memory itself (tmpfs), or has less than twice that room.");
 }
 
 }  // namespace emmet::python

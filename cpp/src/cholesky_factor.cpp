@@ -12,17 +12,21 @@
 #include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "cpu/cholesky_update.h"
-#include "cuda/cholesky_update.h"
 #include "gram.h"
 #include "system.h"
+
+#ifdef EMMET_CUDA
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "cuda/cholesky_update.h"
+#endif
 
 namespace emmet {
 namespace {

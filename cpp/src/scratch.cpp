@@ -12,17 +12,17 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <string>
 #endif
 
-#include <cstdlib>
-
 namespace emmet {
-namespace {
-
-constexpr int64_t kSmallestFile = int64_t{1} << 28;  // bytes
 
 #ifdef __linux__
+namespace {
+
+constexpr size_t kSmallestFile = size_t{1} << 28;  // bytes
+
 // Whether `folder` is on a disk with room for a file of this size, and as much again for others.
 bool has_room(const char* folder, size_t size) {
   struct statfs disk;
@@ -49,15 +49,15 @@ void* map_file(size_t size) {
   close(file);
   return memory == MAP_FAILED ? nullptr : memory;
 }
-#endif
 
 }  // namespace
+#endif
 
 at::Tensor scratch_rows(int64_t n, int64_t width, c10::Device device) {
   const auto options = at::TensorOptions(at::kDouble).device(device);
 #ifdef __linux__
   const auto size = static_cast<size_t>(n * width) * sizeof(double);
-  if (device.is_cpu() && size >= static_cast<size_t>(kSmallestFile)) {
+  if (device.is_cpu() && size >= kSmallestFile) {
     if (void* memory = map_file(size)) {
       return at::from_blob(memory, {n, width}, [size](void* mapped) { munmap(mapped, size); }, options);
     }

@@ -203,7 +203,7 @@ Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A
                         "squared lengths of the residuals");
   diagnostics.seconds_system = stopwatch.lap();
 
-  const auto delta = preservation.unwhiten_(Z.mT());  // [d_out, d_in]
+  const auto delta = preservation.unwhiten_(Z.mT()).contiguous();  // [d_out, d_in]
   diagnostics.seconds_whiten += stopwatch.lap();
   return Update::from_dense(delta, diagnostics);
 }

@@ -23,6 +23,9 @@ from .storage import read_tensors, write_json, write_tensors
 _FORMAT = "emmet.ledger.1"
 TENSORS = "ledger.safetensors"
 
+# Of the memories, of which a solve takes copies.
+_KEYS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -56,9 +59,10 @@ class Given(NamedTuple):
         return Given(keys, residuals, keys[:0], torch.empty(0, dtype=torch.long))
 
     @property
-    def memories(self) -> Tensor:
-        """The keys that later edits preserve: [n + m, d_in]."""
-        return torch.cat([self.keys, self.others]) if len(self.others) else self.keys
+    def memories(self) -> Iterator[Tensor]:
+        """The keys that later edits preserve: rows [m, d_in], some thousand at a time."""
+        for keys in (self.keys, self.others):
+            yield from torch.split(keys, _KEYS_AT_ONCE) if len(keys) else ()
 
     def select(self, rows: Sequence[int]) -> Given:
         places = torch.full((len(self.keys),), -1)

@@ -36,7 +36,8 @@ class Memories:
             absorbed, metric = (), unedited
         if self._config.absorb > 0:
             for batch in batches[len(absorbed) :]:
-                metric = metric.absorb(batch.given[layer].memories, _absorbed_weight(self._config))
+                for keys in batch.given[layer].memories:
+                    metric = metric.absorb(keys, _absorbed_weight(self._config))
         self._layers[layer] = _Absorbed(unedited, batches, metric)
         return metric
 

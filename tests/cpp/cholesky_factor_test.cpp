@@ -71,6 +71,11 @@ TEST_P(FactorOfSize, IsThatOfItsParts) {
   const at::Tensor &corners = factor.corners(), &side = factor.side();
   EXPECT_TRUE(CholeskyFactor::from_parts(corners, side)->upper().equal(factor.upper()));
   EXPECT_FALSE(CholeskyFactor::from_parts(corners.neg(), side));
+  if (size % 2 == 1) {
+    const at::Tensor damaged = corners.clone();
+    damaged[size / 2][size / 2] = 0.0;  // the 1 that L₁ᵀ ends in
+    EXPECT_FALSE(CholeskyFactor::from_parts(damaged, side));
+  }
   EXPECT_FALSE(CholeskyFactor::from_parts(corners.narrow(0, 0, corners.size(0) - 1), side));
   EXPECT_FALSE(CholeskyFactor::from_parts(corners, side.narrow(0, 0, side.size(0) - 1)));
 }

@@ -198,12 +198,12 @@ TEST_P(PreservationOn, SolvesAndMeasuresWhereItIs) {
   EXPECT_LT(oracle::relative_error(metric.to(at::kCPU).solve(keys), solved.cpu()), kTolerance);
 }
 
-// 100 dimensions are several panels of a GPU's update, the last one not full; 6 keys are few there, 40 many.
+// 300 dimensions are several panels of a GPU's update by few keys, and two of reflections; 6 keys are few, 40 many.
 TEST_P(PreservationOn, AbsorbsWhereItIs) {
-  const at::Tensor moment = second_moment(100);
+  const at::Tensor moment = second_moment(300);
   const auto metric = Preservation::from_second_moment(moment.to(device()));
   for (const int64_t count : {1, 6, 40}) {
-    const at::Tensor keys = oracle::random({count, 100}, 2);
+    const at::Tensor keys = oracle::random({count, 300}, 2);
     const auto absorbed = metric.absorb(keys.to(device()), 2.5);
     const at::Tensor sum = moment.add(oracle::multiply(keys.t(), keys), 2.5), factor = absorbed.factor().cpu();
     EXPECT_EQ(absorbed.device(), device());
