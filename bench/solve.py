@@ -3,7 +3,8 @@
 The recipe is that of research code: inverse(C) and inverse(KᵀC⁻¹K + μI) in float64 for every batch. emmet keeps the
 Cholesky factor of C, as it does in use; what that costs once, and what loading it from a file costs, is shown apart.
 For one edit the yardstick is the time to read the triangle of the factor once for each of two triangular solves, at
-the memory bandwidth that a sum over as many bytes reaches.
+the memory bandwidth that a sum over as many bytes reaches. Edits that are to know nothing of each other are solved one
+by one, and by `solve_each`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from measure import in_turn, parser, ratios, report, seconds, spread
 
 RIDGE = 1.0
 LOW_RANK = 256
+ALONE = 64
 
 
 def second_moment(dim: int) -> Tensor:
@@ -55,6 +57,23 @@ def first_use(moment: Tensor) -> dict[str, object]:
     return {"d": dim, "factorise, s": f"{factorise:.2f}", "save, s": f"{save:.2f}", "load, s": f"{load:.2f}"}
 
 
+def each_alone(metric: emmet.Preservation, rounds: int) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(ALONE, metric.dim, generator=generator)
+    residuals = torch.randn(ALONE, metric.dim // 4, generator=generator)
+    ways = {
+        "one by one": lambda: [emmet.solve(metric, *edit, RIDGE) for edit in zip(keys, residuals, strict=True)],
+        "solve_each": lambda: emmet.solve_each(metric, keys, residuals, RIDGE),
+    }
+    taken = in_turn(ways, rounds)
+    each = statistics.median(taken["solve_each"]) / ALONE
+    return {
+        "d": metric.dim,
+        "solve_each, ms an edit": f"{1000 * each:.2f}",
+        "one by one / solve_each": spread(ratios(taken["one by one"], taken["solve_each"]), 1),
+    }
+
+
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--dims", type=int, nargs="+", default=[768, 1536])
@@ -62,7 +81,7 @@ def main() -> None:
     options_of.add_argument("--rounds", type=int, default=3)
     options = options_of.parse_args()
 
-    uses, rows = [], []
+    uses, rows, alone = [], [], []
     for dim in options.dims:
         moment = second_moment(dim)
         uses.append(first_use(moment))
@@ -102,7 +121,9 @@ def main() -> None:
                     "recipe differs": f"{difference:.0e}",
                 }
             )
+        alone.append(each_alone(metric, options.rounds))
     report("First use of a metric", uses, None)
+    report(f"{ALONE} edits alone, μ = {RIDGE:g}, d_out = d / 4", alone, None)
     report(f"Solve, μ = {RIDGE:g}, d_out = d / 4", rows, options.json)
 
 

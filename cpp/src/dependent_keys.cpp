@@ -126,4 +126,13 @@ void throw_dependent_keys(const at::Tensor& whitened) {
       groups);
 }
 
+void require_length(const at::Tensor& squared) {
+  const auto none = indices_where(squared <= 0);
+  if (none.empty()) return;
+  throw DependentKeysError(
+      c10::str("expected keys of some length in the metric for an equality constraint, got none of edits ",
+               list_text(none), "; leave these out, or use a ridge > 0"),
+      {none});
+}
+
 }  // namespace emmet

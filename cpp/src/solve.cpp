@@ -2,7 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/StringUtil.h>
@@ -208,6 +210,21 @@ Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A
   return Update::from_dense(delta, diagnostics);
 }
 
+struct Edits {
+  at::Tensor keys, residuals;  // [n, d_in] and [n, d_out], float64
+};
+
+Edits checked(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals) {
+  const int64_t d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
+  Edits edits{as_rows(keys, preservation.dim(), preservation.device(), "keys"),
+              as_rows(residuals, d_out, preservation.device(), "residuals")};
+  if (edits.residuals.size(0) != edits.keys.size(0)) {
+    throw ShapeError(c10::str("expected as many residuals as keys, got ", edits.residuals.size(0), " and ",
+                              edits.keys.size(0), "; give one row of each an edit"));
+  }
+  return edits;
+}
+
 }  // namespace
 
 Ridge::Ridge(double value) : value_(value) {
@@ -228,16 +245,10 @@ Ridge Ridge::automatic(double max_condition) {
 
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge) {
   const at::NoGradGuard no_grad;
-  const auto device = preservation.device();
-  auto K = as_rows(keys, preservation.dim(), device, "keys");  // [n, d_in]
-  const int64_t n = K.size(0), d_in = K.size(1), d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
-  const auto R = as_rows(residuals, d_out, device, "residuals");  // [n, d_out]
-  if (R.size(0) != n) {
-    throw ShapeError(
-        c10::str("expected as many residuals as keys, got ", R.size(0), " and ", n, "; give one row of each an edit"));
-  }
+  auto [K, R] = checked(preservation, keys, residuals);
+  const int64_t n = K.size(0), d_in = K.size(1), d_out = R.size(1);
   Diagnostics diagnostics;
-  Stopwatch stopwatch(device);
+  Stopwatch stopwatch(K.device());
   const auto A = preservation.whiten(K);  // [n, rank], rows L⁻¹k: A Aᵀ is the papers' KᵀC⁻¹K
   diagnostics.seconds_whiten = stopwatch.lap();
   if (n > A.size(1)) {
@@ -246,6 +257,39 @@ Update solve(const Preservation& preservation, const at::Tensor& keys, const at:
   }
   if (n * (d_in + d_out) < d_in * d_out) return solve_for_factors(preservation, K, A, R, ridge, diagnostics);
   return solve_for_delta(preservation, K, A, R, ridge, diagnostics);
+}
+
+std::vector<Update> solve_each(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals,
+                               Ridge ridge) {
+  const at::NoGradGuard no_grad;
+  const auto [K, R] = checked(preservation, keys, residuals);
+  Stopwatch stopwatch(K.device());
+  const auto right = preservation.unwhiten_(preservation.whiten(K));  // rows kᵀC⁻¹
+  const double of_each = 1.0 / static_cast<double>(K.size(0)), seconds_whiten = stopwatch.lap() * of_each;
+
+  const double mu = ridge.is_automatic() ? 0.0 : ridge.value();
+  const auto length = at::linalg_vecdot(K, right).unsqueeze(1);  // kᵀC⁻¹k, [n, 1]
+  require_representable(largest_magnitude(length), "squared lengths of the keys in the metric");
+  if (mu == 0.0) require_length(length);
+  const auto scale = (length + mu).rsqrt(), left = R * scale;
+  right.mul_(scale);
+  const auto share = length * scale.square();  // of its residual that an update gives to its key
+  const auto missing = at::where(R.ne(0).any(1, /*keepdim=*/true), (1 - share).abs(), 0).cpu();
+  const auto cost = (share * left.square().sum(1, /*keepdim=*/true)).cpu();
+  require_representable(largest_magnitude(cost), "squared lengths of the residuals");
+  const double seconds_system = stopwatch.lap() * of_each;
+
+  std::vector<Update> updates;
+  for (int64_t i = 0; i < K.size(0); ++i) {
+    Diagnostics diagnostics;
+    diagnostics.ridge = mu;
+    diagnostics.constraint_residual = missing[i].item<double>();
+    diagnostics.preservation_cost = cost[i].item<double>();
+    diagnostics.seconds_whiten = seconds_whiten;
+    diagnostics.seconds_system = seconds_system;
+    updates.push_back(Update::from_factors(left[i].unsqueeze(1).clone(), right.narrow(0, i, 1).clone(), diagnostics));
+  }
+  return updates;
 }
 
 Update rome(const Preservation& preservation, const at::Tensor& key, const at::Tensor& residual) {

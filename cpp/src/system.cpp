@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_matrix_norm.h>
 #include <ATen/ops/linalg_qr.h>
@@ -10,7 +11,6 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/where.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <tuple>
@@ -29,18 +29,23 @@ at::Tensor solve_with_factor(const at::Tensor& factor, const at::Tensor& right_h
   return at::linalg_solve_triangular(factor.mT(), half, /*upper=*/true);
 }
 
+// The 2-norm of a small matrix, at which the CPU is quicker than a GPU.
+double spectral_norm(const at::Tensor& matrix) {
+  if (matrix.numel() == 1) return std::abs(matrix.item<double>());
+  return at::linalg_matrix_norm(matrix.cpu(), 2).item<double>();
+}
+
 // The largest eigenvalue of a symmetric positive operator on columns of length n, by subspace iteration.
 template <typename Operator>
 double dominant_eigenvalue(int64_t n, const at::TensorOptions& options, const Operator& apply) {
-  const int64_t width = std::min(n, kSubspace);
-  const auto start = at::arange(n * width, options).square_().cos_().view({n, width});  // fixed, favours no direction
+  if (n <= kSubspace) return spectral_norm(apply(at::eye(n, options)));
+  const auto start = at::arange(n * kSubspace, options).square_().cos_().view({n, kSubspace});  // favours no direction
   auto basis = std::get<0>(at::linalg_qr(start));
   double eigenvalue = 0.0;
   for (int i = 0; i < kIterations; ++i) {
-    at::Tensor triangle;
+    at::Tensor triangle;  // has the norm of what was applied
     std::tie(basis, triangle) = at::linalg_qr(apply(basis));
-    // The norm of what was applied is that of its triangle, which is small: the CPU is quicker at it than a GPU.
-    const double previous = std::exchange(eigenvalue, at::linalg_matrix_norm(triangle.cpu(), 2).item<double>());
+    const double previous = std::exchange(eigenvalue, spectral_norm(triangle));
     if (!(std::abs(eigenvalue - previous) > kSettled * eigenvalue)) break;
   }
   return eigenvalue;

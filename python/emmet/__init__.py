@@ -24,7 +24,7 @@ def _require_torch(built_against: str, installed: str) -> None:
 
 _require_torch(TORCH_VERSION, torch.__version__)
 
-from ._core import Covariance, Preservation, Update, emmet, memit, rome, solve  # noqa: E402
+from ._core import Covariance, Preservation, Update, emmet, memit, rome, solve, solve_each  # noqa: E402
 from .errors import (  # noqa: E402
     ConfigError,
     DependentKeysError,
@@ -89,4 +89,5 @@ __all__ = [
     "memit",
     "rome",
     "solve",
+    "solve_each",
 ]

@@ -305,6 +305,71 @@ TEST(Solve, RefusesTensorsOfAnotherDevice) {
   EXPECT_THROW(emmet::solve(metric(), keys, residuals.to(at::kMeta)), emmet::ShapeError);
 }
 
+TEST(SolveEach, IsASolveOfEachEditAlone) {
+  const at::Tensor keys = with_row(6, row(1)), residuals = random({8, kOut}, 3);  // two may be alike
+  for (const double ridge : {0.0, 0.5}) {
+    const std::vector<Update> updates = emmet::solve_each(metric(), keys, residuals, ridge);
+    ASSERT_EQ(updates.size(), 8u);
+    for (int64_t i = 0; i < 8; ++i) {
+      const auto& update = updates[i];
+      const Update alone = emmet::solve(metric(), keys[i], residuals[i], ridge);
+      EXPECT_EQ(update.rank(), 1);
+      const at::Tensor expected = emmet_with(ridge, second_moment(), keys.narrow(0, i, 1), residuals.narrow(0, i, 1));
+      EXPECT_LT(oracle::relative_error(update.dense(), expected), kTolerance);
+      const auto &is = update.diagnostics(), &of = alone.diagnostics();
+      EXPECT_EQ(is.ridge, ridge);
+      EXPECT_EQ(is.condition, 1.0);
+      EXPECT_NEAR(is.constraint_residual, of.constraint_residual, 1e-12);
+      EXPECT_NEAR(is.preservation_cost, of.preservation_cost, kTolerance * of.preservation_cost);
+      EXPECT_GT(is.seconds_whiten, 0.0);
+      EXPECT_GT(is.seconds_system, 0.0);
+    }
+  }
+}
+
+TEST(SolveEach, TakesMoreEditsThanDimensionsAndAnyDtype) {
+  const at::Tensor keys = random({3 * kIn, kIn}, 2, at::kHalf), residuals = random({3 * kIn, kOut}, 3, at::kBFloat16);
+  const std::vector<Update> updates = emmet::solve_each(metric(), keys, residuals, Ridge::automatic());
+  ASSERT_EQ(updates.size(), static_cast<size_t>(3 * kIn));
+  for (const int64_t i : {int64_t{0}, 3 * kIn - 1}) {
+    EXPECT_LT(oracle::relative_error(updates[i].dense(), rome(second_moment(), keys.narrow(0, i, 1).to(at::kDouble),
+                                                              residuals.narrow(0, i, 1).to(at::kDouble))),
+              kTolerance);
+    EXPECT_EQ(updates[i].diagnostics().ridge, 0.0);
+  }
+}
+
+TEST(SolveEach, ZeroResidualsChangeNothing) {
+  const Update update = emmet::solve_each(metric(), row(0), at::zeros({kOut}), 0.5)[0];
+  EXPECT_EQ(update.dense().abs().max().item<double>(), 0.0);
+  EXPECT_EQ(update.diagnostics().constraint_residual, 0.0);
+}
+
+TEST(SolveEach, NamesZeroKeysOrTakesARidge) {
+  at::Tensor keys = random({8, kIn}, 2);
+  for (const int64_t i : {2, 5}) keys[i].zero_();
+  const at::Tensor residuals = random({8, kOut}, 3);
+  for (const Ridge ridge : {Ridge(0.0), Ridge::automatic()}) {
+    try {
+      emmet::solve_each(metric(), keys, residuals, ridge);
+      FAIL() << "zero keys passed";
+    } catch (const emmet::DependentKeysError& error) {
+      EXPECT_EQ(error.groups(), (Groups{{2, 5}}));
+      EXPECT_NE(std::string(error.what()).find("none of edits 3, 6;"), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_EQ(emmet::solve_each(metric(), keys, residuals, 0.5)[2].dense().abs().max().item<double>(), 0.0);
+}
+
+TEST(SolveEach, LengthsOfKeysAndResidualsMayBeExtreme) {
+  const at::Tensor key = random({1, kIn}, 2), residual = random({1, kOut}, 3);
+  const at::Tensor expected = rome(second_moment(), key, residual);
+  const Update update = emmet::solve_each(metric(), key.mul(1e-100), residual.mul(1e-100))[0];
+  EXPECT_LT(oracle::relative_error(update.dense(), expected), kTolerance);
+  EXPECT_THROW(emmet::solve_each(metric(), key.mul(1e200), residual), emmet::NonFiniteError);
+  EXPECT_THROW(emmet::solve_each(metric(), key, residual.mul(1e200)), emmet::NonFiniteError);
+}
+
 class SolveOn : public OnDevice {};
 
 // Fewer edits than dimensions, and more.
@@ -330,6 +395,16 @@ TEST_P(SolveOn, NamesDependentKeysOrTakesARidge) {
     EXPECT_EQ(error.groups(), (Groups{{0, 4}, {1, 5}}));
   }
   EXPECT_GT(emmet::solve(metric().to(device()), keys, residuals, Ridge::automatic()).diagnostics().ridge, 0.0);
+}
+
+TEST_P(SolveOn, SolvesEach) {
+  const at::Tensor keys = random({6, kIn}, 2), residuals = random({6, kOut}, 3);
+  const auto updates = emmet::solve_each(metric().to(device()), keys.to(device()), residuals.to(device()), 0.5);
+  for (int64_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(updates[i].device(), device());
+    const at::Tensor expected = emmet_with(0.5, second_moment(), keys.narrow(0, i, 1), residuals.narrow(0, i, 1));
+    EXPECT_LT(oracle::relative_error(updates[i].dense().cpu(), expected), kTolerance);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(, SolveOn, all_devices(), device_name);

@@ -26,6 +26,7 @@ from emmet import (
     memit,
     rome,
     solve,
+    solve_each,
 )
 from threads import runs_beside_python
 
@@ -51,6 +52,12 @@ def delta(update: Update) -> Array:
 def comparable_lambda(problem: Problem, exponent: float) -> float:
     """A weight of C that neither side of MEMIT's objective drowns in, times 10 to this exponent."""
     return float(10**exponent * np.mean(np.diag(problem.gram())))
+
+
+def singles(problem: Problem) -> list[Problem]:
+    """Each edit of a problem by itself."""
+    rows = [slice(i, i + 1) for i in range(len(problem.keys))]
+    return [Problem(problem.moment, problem.keys[row], problem.residuals[row]) for row in rows]
 
 
 def well_conditioned(n: int, d: int = 10) -> Problem:
@@ -141,6 +148,47 @@ class TestManyOutputs:
         few = Problem(case.moment, case.keys[:122], case.residuals[:122])
         found = solve(metric, torch.from_numpy(few.keys), torch.from_numpy(few.residuals), 1.0)
         assert relative_error(delta(found), closed_forms.alphaedit(few, np.zeros((1, 131)), threshold, 1.0)) < CLOSE
+
+
+class TestEach:
+    """Many edits that know nothing of each other."""
+
+    @anything
+    @given(case=problems(), exponent=exponents)
+    def test_with_a_ridge_each_is_memit(self, case: Problem, exponent: float) -> None:
+        lambda_ = comparable_lambda(case, exponent)
+        for one, update in zip(singles(case), solve_each(*tensors(case), lambda_), strict=True):
+            system = lambda_ * one.moment + one.keys.T @ one.keys
+            error = relative_error(delta(update), closed_forms.memit(one, lambda_))
+            assert error < max(tolerance(system), tolerance(one.moment))
+
+    @anything
+    @given(case=problems())
+    def test_without_each_is_rome(self, case: Problem) -> None:
+        for one, update in zip(singles(case), solve_each(*tensors(case)), strict=True):
+            assert relative_error(delta(update), closed_forms.rome(one)) < tolerance(one.moment)
+            assert update.diagnostics.constraint_residual < CLOSE
+
+    def test_is_solved_where_the_metric_is(self, device: torch.device) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(7))
+        updates = solve_each(preservation.to(device), keys.to(device), residuals.to(device), 0.5)
+        for update, expected in zip(updates, solve_each(preservation, keys, residuals, 0.5), strict=True):
+            assert update.device == device
+            assert relative_error(delta(update.to("cpu")), delta(expected)) < CLOSE
+
+    def test_a_float32_factor_meets_the_constraint(self) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(7))
+        for key, residual, update in zip(
+            keys, residuals, solve_each(preservation.in_float32(), keys, residuals), strict=True
+        ):
+            assert update.constraint_residual(key, residual) < 1e-14
+
+    def test_names_a_key_that_is_zero(self) -> None:
+        preservation, keys, residuals = tensors(well_conditioned(5))
+        keys[3] = 0
+        with pytest.raises(DependentKeysError, match="none of edits 4;") as caught:
+            solve_each(preservation, keys, residuals, "auto")
+        assert caught.value.groups == [[3]]
 
 
 class TestIdentities:
@@ -340,12 +388,14 @@ class TestInput:
             (lambda p, k, r: solve(p, k, r, ridge=-1), EmmetError, "ridge >= 0, got -1"),
             (lambda p, k, r: solve(p, k, r, ridge=float("nan")), EmmetError, "ridge >= 0, got nan"),
             (lambda p, k, r: solve(p, k, r, ridge="none"), EmmetError, 'a number >= 0 or "auto", got "none"'),
+            (lambda p, k, r: solve_each(p, k, r[:2]), ShapeError, "as many residuals as keys, got 2 and 3"),
+            (lambda p, k, r: solve_each(p, k / 0, r), NonFiniteError, "finite keys, got Inf in row 1 of"),
             (lambda p, k, r: memit(p, k, r, 0), EmmetError, "lambda > 0 for MEMIT, got 0"),
             (lambda p, k, r: solve(p, k[[0, 0, 1]], r, ridge=1e-20), NotPositiveDefiniteError, "use a larger ridge"),
         ],
     )
     def test_says_in_one_line_what_is_wrong(
-        self, call: Callable[..., Update], error: type[EmmetError], text: str
+        self, call: Callable[..., object], error: type[EmmetError], text: str
     ) -> None:
         with pytest.raises(error, match=re.escape(text)) as caught:
             call(*tensors(well_conditioned(3)))
