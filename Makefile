@@ -114,14 +114,15 @@ types: $(DONE)/dev ## Check types
 bench: $(DONE)/dev model ## Time emmet against what is used today (needs EMMET_DATA); figures in build/bench
 	@test -n "$(EMMET_DATA)" || { echo "set EMMET_DATA to a folder with counterfact/ and wikitext-2/"; exit 1; }
 	$(BIN)/pip install --quiet 'emmet-edit[bench]'
-	mkdir -p build/bench
+	mkdir -p build/bench && rm -f build/bench/summary.md
 	model=$$(ls $(MODELS)/*.gguf); records=$(EMMET_DATA)/counterfact/edit-10k.jsonl; \
 	corpus=$$(ls $(EMMET_DATA)/wikitext-2/*.txt | head -n 1); set -e; \
 	run() { name=$$1; shift; \
-	  $(BIN)/python bench/$$name.py --json build/bench/$$name.json "$$@" >build/bench/$$name.md; cat build/bench/$$name.md; }; \
+	  $(BIN)/python bench/$$name.py --json build/bench/$$name.json "$$@" >build/bench/$$name.md; \
+	  tee -a build/bench/summary.md <build/bench/$$name.md; }; \
 	run covariance; run solve --edits 1 16 256 1024 4096; $(BIN)/python bench/plot.py build/bench/solve.json build/bench/solve.svg; \
-	run accumulation $$model --corpus $$corpus; run latency $$model --records $$records --sizes 1 8 --batches 8 2; \
-	run evaluate $$model --records $$records --count 200; run values $$model --records $$records --edits 16
+	run accumulation $$model --corpus $$corpus; run latency $$model --records $$records --sizes 1 8 --batches 4 1; \
+	run evaluate $$model --records $$records --count 200; run values $$model --records $$records --edits 8 --batch 8
 
 docs: $(DONE)/docs ## Build the documentation site, build/docs
 	$(BIN)/doxygen docs/Doxyfile

@@ -3,7 +3,7 @@
 For each batch of edits the published procedure (bench/yardstick.py, one edit at a time) and emmet's ways run in turn,
 so that a machine that slows down slows all of them. Shows seconds an edit, the ratio to the published procedure (median
 over batches, with its range), and the mean of the losses reached: those of the published procedure, in all contexts.
-Then the loss against time: the same for the first batch, with fewer steps.
+With --curve also the loss against time: the same for the first batch, with fewer steps.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def main() -> None:
     options_of.add_argument("--edits", type=int, default=32)
     options_of.add_argument("--batch", type=int, default=16)
     options_of.add_argument("--layer", type=int, default=7)
+    options_of.add_argument("--curve", action="store_true", help="loss against time, too")
     options = options_of.parse_args()
 
     model, tokenizer = load(options.model)
@@ -150,7 +151,8 @@ def main() -> None:
         for name, one in series.items()
     ]
     report(f"{len(edits)} edits in batches of {options.batch}, layer {options.layer}", rows, options.json)
-    report("Seconds an edit and mean loss", bench.loss_against_time(edits[: options.batch]), None)
+    if options.curve:
+        report("Seconds an edit and mean loss", bench.loss_against_time(edits[: options.batch]), None)
 
 
 if __name__ == "__main__":

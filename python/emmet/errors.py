@@ -1,4 +1,4 @@
-"""Every error that emmet raises, one base class for all."""
+"""Every error that emmet raises, and its warnings: a base class each for all."""
 
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ class StatisticsError(EmmetError):
     """Statistics are missing, or belong to another model, layer or width."""
 
 
+class EmmetWarning(UserWarning):
+    """Something that costs quality or time, but stops nothing."""
+
+
 __all__ = [
     "ConfigError",
     "DependentKeysError",
     "EditError",
     "EmmetError",
+    "EmmetWarning",
     "FormatError",
     "LostProcessError",
     "ModelError",

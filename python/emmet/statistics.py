@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,7 @@ from ._core import Covariance
 from .architectures import Architecture, discover, require_weights
 from .corpora import Corpus, open_corpus
 from .distributed import ALONE, World
-from .errors import ConfigError, FormatError, NonFiniteError, StatisticsError
+from .errors import ConfigError, EmmetWarning, FormatError, NonFiniteError, StatisticsError
 from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
 from .integrity import read_with_checksum, write_with_checksum
@@ -38,6 +39,8 @@ _CHECKPOINT_FORMAT = "emmet statistics checkpoint 1"
 
 # Gupta et al. 2025, arXiv 2506.04226: so many tokens for each input dimension give the whole score.
 _TOKENS_PER_DIMENSION = 10
+# Fewer than that many cost ten points of S (docs/performance.md); from there on it rises little.
+_TOO_FEW_PER_DIMENSION = 2
 
 _SEQUENCE_LENGTH = 512
 _BATCH_TOKENS = 4096
@@ -153,10 +156,14 @@ class Statistics(Mapping[int, LayerStatistics]):
         return Statistics(self[layer].merge(other[layer]) for layer in self)
 
     def check(self, arch: Architecture, *layers: int) -> None:
-        """Raise StatisticsError unless there are statistics of each of `layers` that belong to this very model."""
+        """Raise StatisticsError unless there are statistics of each of `layers` that belong to this very model.
+
+        Warns of those from so few tokens that edits made with them disturb much.
+        """
         for layer in layers:
             _require(layer, self, "--out DIR")
             _check_width(self[layer], arch.projection(layer).d_in)
+            _warn_of_few_tokens(self[layer])
         for layer, fingerprint in layer_fingerprints(arch, layers).items():
             _check_model(self[layer], fingerprint, str(arch.projection(layer).weight.dtype))
 
@@ -179,6 +186,17 @@ def _check_width(statistics: LayerStatistics, d_in: int) -> None:
             f"they are of another model, collect them for this one with `emmet stats`"
         )
         raise StatisticsError(message)
+
+
+def _warn_of_few_tokens(statistics: LayerStatistics) -> None:
+    width = len(statistics.second_moment)
+    if statistics.count < _TOO_FEW_PER_DIMENSION * width:
+        warnings.warn(
+            f"the statistics of layer {statistics.layer} are of {statistics.count:,} tokens, few for keys of width "
+            f"{width:,}: edits disturb more than they must, collect them from {_TOKENS_PER_DIMENSION * width:,}",
+            EmmetWarning,
+            stacklevel=5,
+        )
 
 
 def _check_model(statistics: LayerStatistics, fingerprint: str, dtype: str) -> None:

@@ -21,7 +21,7 @@ from .architectures import Architecture
 from .config import ResolvedConfig
 from .distributed import ALONE, World
 from .edits import Edit
-from .errors import FormatError
+from .errors import EmmetWarning, FormatError
 from .fingerprint import Identity
 from .integrity import read_with_checksum, write_with_checksum
 from .output import check_folder
@@ -112,7 +112,7 @@ def _stored_rows(place: Path, wanted: set[str]) -> dict[str, Values]:
         try:
             keys, values = _read_part(path)
         except FormatError as error:
-            warnings.warn(f"{error}; its values are computed again", stacklevel=3)
+            warnings.warn(f"{error}; its values are computed again", EmmetWarning, stacklevel=3)
             continue
         for key, row in zip(keys, _single_rows(values), strict=True):
             if key in wanted:

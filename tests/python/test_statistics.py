@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from emmet import corpora
 from emmet import statistics as statistics_module
 from emmet.architectures import discover
 from emmet.corpora import open_corpus
-from emmet.errors import ConfigError, FormatError, NonFiniteError, StatisticsError
+from emmet.errors import ConfigError, EmmetWarning, FormatError, NonFiniteError, StatisticsError
 from emmet.fingerprint import layer_fingerprints
 from emmet.integrity import write_with_checksum
 from emmet.statistics import (
@@ -249,6 +250,14 @@ class TestCheck:
 
     def test_the_same_model(self, statistics: Statistics) -> None:
         statistics.check(discover(llama()), 1, 2)
+
+    def test_few_tokens_are_called_so(self, text: Path) -> None:
+        few, enough = (collect(llama(), text, tokens=tokens) for tokens in (159, 160))
+        with pytest.warns(EmmetWarning, match="layer 1 are of 159 tokens, few for keys of width 80: .* from 800"):
+            few.check(discover(llama()), 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            enough.check(discover(llama()), 1)
 
     @torch.no_grad()
     def test_a_model_edited_at_a_layer(self, statistics: Statistics) -> None:

@@ -19,7 +19,7 @@ from .info import add_info
 from .ledger import add_ledger
 from .stats import add_stats
 from .sweep import add_sweep
-from .terminal import print_error
+from .terminal import print_error, warnings_as_lines
 
 _OK, _LOST_PROCESS, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with joined() as world:
             options = _parser().parse_args(arguments)
             _share(options, world)
-            options.run(options)
+            with warnings_as_lines(shown=world.rank == 0):
+                options.run(options)
     except EmmetError as error:
         if world.rank == 0:
             print_error("error:", *str(error).splitlines())

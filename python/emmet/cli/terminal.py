@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import EmmetWarning
 from ..progress import Progress, silent
 
 Row = tuple[str, str]  # of the results: what it is about, and what there is to say
@@ -35,6 +38,22 @@ def progress_bars(options: argparse.Namespace) -> Iterator[Progress]:
     finally:
         for bar in bars.values():
             bar.close()
+
+
+@contextmanager
+def warnings_as_lines(*, shown: bool) -> Iterator[None]:
+    """emmet's own warnings as a line each on standard error, or not at all; those of others as they are."""
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, EmmetWarning):
+                show_others(message, category, *place, **more)
+            elif shown:
+                print_error("warning:", str(message))
+
+        warnings.showwarning = show
+        yield
 
 
 class Stopwatch:

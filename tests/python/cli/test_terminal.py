@@ -1,13 +1,14 @@
-"""Progress bars: what they show, and when there are none."""
+"""Progress bars and warnings: what they show, and when there are none."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 
-from emmet import cli
+from emmet import EmmetWarning, cli
 from emmet.cli import terminal
 
 from .runner import edit_arguments
@@ -40,3 +41,17 @@ def test_quiet_shows_no_bars(
     printed = capfd.readouterr()
     assert printed.err == ""
     assert printed.out.startswith("edits ")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_own_warnings_are_lines(shown: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    others: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_place, **_more: others.append(str(message))
+        with terminal.warnings_as_lines(shown=shown):
+            warnings.warn("few tokens", EmmetWarning, stacklevel=1)
+            warnings.warn("of a library", stacklevel=1)
+        warnings.warn("afterwards", EmmetWarning, stacklevel=1)
+    assert capsys.readouterr().err == ("emmet: warning: few tokens\n" if shown else "")
+    assert others == ["of a library", "afterwards"]
