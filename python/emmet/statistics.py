@@ -163,7 +163,7 @@ class Statistics(Mapping[int, LayerStatistics]):
         for layer in layers:
             _require(layer, self, "--out DIR")
             _check_width(self[layer], arch.projection(layer).d_in)
-            _warn_of_few_tokens(self[layer])
+        _warn_of_few_tokens(self[layer] for layer in layers)
         for layer, fingerprint in layer_fingerprints(arch, layers).items():
             _check_model(self[layer], fingerprint, str(arch.projection(layer).weight.dtype))
 
@@ -188,15 +188,16 @@ def _check_width(statistics: LayerStatistics, d_in: int) -> None:
         raise StatisticsError(message)
 
 
-def _warn_of_few_tokens(statistics: LayerStatistics) -> None:
-    width = len(statistics.second_moment)
-    if statistics.count < _TOO_FEW_PER_DIMENSION * width:
-        warnings.warn(
-            f"the statistics of layer {statistics.layer} are of {statistics.count:,} tokens, few for keys of width "
-            f"{width:,}: edits disturb more than they must, collect them from {_TOKENS_PER_DIMENSION * width:,}",
-            EmmetWarning,
-            stacklevel=5,
-        )
+def _warn_of_few_tokens(statistics: Iterable[LayerStatistics]) -> None:
+    for one in statistics:
+        width = len(one.second_moment)
+        if one.count < _TOO_FEW_PER_DIMENSION * width:
+            warnings.warn(
+                f"the statistics of layer {one.layer} are of {one.count:,} tokens, few for keys of width {width:,}: "
+                f"edits disturb more than they must, collect them from {_TOKENS_PER_DIMENSION * width:,}",
+                EmmetWarning,
+                stacklevel=4,
+            )
 
 
 def _check_model(statistics: LayerStatistics, fingerprint: str, dtype: str) -> None:
@@ -247,7 +248,7 @@ def collect_statistics(
 
     Raises ConfigError for layers or numbers out of range, ModelError for a model that cannot be edited, StatisticsError
     for a corpus that cannot be read or is empty and for an `out` with other statistics of these layers, and
-    NonFiniteError if the model gives NaN or infinity.
+    NonFiniteError if the model gives NaN or infinity. Warns if the text has too few tokens for what is to be learnt.
     """
     plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
     return _collected(plan, None if out is None else Path(out), batch_tokens, checkpoint_seconds, progress, world)
@@ -349,6 +350,7 @@ def _collected(
         checkpoint = None if folder is None else folder / _checkpoint_name(plan, world)
         run = _Run.resumed(plan.without(finished), world, checkpoint)
         finished |= _collect(run, checkpoint, batch_tokens, checkpoint_seconds, progress)
+    _warn_of_few_tokens(finished.values())
     return Statistics(finished.values())
 
 
