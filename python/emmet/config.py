@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from . import presets
 from .errors import ConfigError
+from .storage import parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -129,8 +130,8 @@ class EditConfig:
     def from_json(text: str) -> EditConfig:
         """Reads what `to_json` wrote. Keys that are left out keep their defaults."""
         try:
-            pairs = json.loads(text, object_pairs_hook=tuple)  # pairs keep repeated keys, which are an error
-        except (ValueError, RecursionError) as error:
+            pairs = parse_json(text, object_pairs_hook=tuple)  # pairs keep repeated keys, which are an error
+        except ValueError as error:
             message = f"settings are not valid JSON: {error}"
             raise ConfigError(message) from None
         return EditConfig(**_checked_settings(pairs))

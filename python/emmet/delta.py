@@ -20,6 +20,7 @@ from .edits import Edit
 from .errors import FormatError, ModelError
 from .fingerprint import tensor_digest
 from .output import MANIFEST, output_folder
+from .storage import parse_json
 from .weights import Backup
 
 _FORMAT = "emmet.delta.1"
@@ -111,7 +112,7 @@ class Delta:
         """Read a folder that `save` wrote. Raises FormatError if it is not one, or damaged."""
         folder = Path(directory)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
             return _from_manifest(manifest, folder)
         except FormatError:
             raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import EditError
+from .storage import parse_json
 
 _PLACEHOLDER = "{}"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -157,13 +158,13 @@ def _read_text(path: Path) -> str:
 
 def _parse(text: str, path: Path, *, first_line: int) -> object:
     try:
-        value: object = json.loads(text, object_pairs_hook=tuple)
+        value: object = parse_json(text, object_pairs_hook=tuple)
         return value
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         message = f"{path}, line {line}: not valid JSON: {error.msg} at column {error.colno}; "
         message += "expected a JSON array or one JSON object a line"
-    except (ValueError, RecursionError) as error:  # valid JSON, but a number or a nesting beyond Python's limits
+    except ValueError as error:  # valid JSON, but a number or a nesting beyond Python's limits
         message = f"{path}, line {first_line}: cannot read this JSON: {error}"
     raise EditError(message)
 

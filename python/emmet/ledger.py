@@ -18,7 +18,7 @@ from .config import EditConfig, ResolvedConfig
 from .edits import Edit
 from .errors import EmmetError, FormatError
 from .output import MANIFEST, output_folder
-from .storage import read_tensors, write_json, write_tensors
+from .storage import parse_json, read_tensors, write_json, write_tensors
 
 _FORMAT = "emmet.ledger.1"
 TENSORS = "ledger.safetensors"
@@ -168,7 +168,7 @@ class Ledger:
         """Read a folder that `save` wrote. Raises FormatError if it is not one, or damaged."""
         folder = Path(directory)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
             if manifest["format"] != _FORMAT:
                 message = f"expected a ledger of format {_FORMAT}, got {manifest['format']!r} in {folder}"
                 message += "; give a folder that `Editor.save` wrote"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .errors import EmmetError
-from .storage import flush, naming_full_disk, temporary_name
+from .storage import flush, naming_full_disk, parse_json, temporary_name
 
 # Every folder that emmet writes holds this file, whose "format" is "emmet.KIND.VERSION".
 MANIFEST = "emmet.json"
@@ -50,7 +49,7 @@ def check_output(path: Path, kind: Kind) -> None:
 def _kind_of(path: Path) -> str | None:
     """The kind of a folder that emmet wrote; None for others."""
     try:
-        name = str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"])
+        name = str(parse_json((path / MANIFEST).read_text(encoding="utf-8"))["format"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     emmet, _, kind = name.rpartition(".")[0].partition(".")

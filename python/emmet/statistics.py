@@ -31,7 +31,7 @@ from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
 from .integrity import read_with_checksum, write_with_checksum
 from .progress import Progress, silent
-from .storage import cache_folder, first_line
+from .storage import cache_folder, first_line, parse_json
 
 # The "format" in the metadata of the files.
 _FORMAT = "emmet statistics 1"
@@ -109,7 +109,7 @@ class LayerStatistics:
                 count=int(metadata["count"]),
                 fingerprint=metadata["fingerprint"],
                 dtype=metadata["dtype"],
-                sources=tuple(Source(**source) for source in json.loads(metadata["sources"])),
+                sources=tuple(Source(**source) for source in parse_json(metadata["sources"])),
             )
 
 
@@ -499,14 +499,21 @@ class _Run:
         run = _Run(plan, world)
         if checkpoint is None or not checkpoint.exists():
             return run
-        tensors, metadata = read_with_checksum(checkpoint, _CHECKPOINT_FORMAT)
-        with _well_formed(checkpoint):
-            if all(str(layer) in tensors for layer in run._moments):
-                run._done = int(metadata["sequences"])
-                count = int(metadata["count"])
-                for layer, moment in run._moments.items():
-                    run._moments[layer] = Covariance.from_sum(_square(tensors[str(layer)]).to(moment.device), count)
+        found = _read_checkpoint(checkpoint, {layer: moment.device for layer, moment in run._moments.items()})
+        if found is not None:
+            run._done, run._moments = found
         return run
+
+
+def _read_checkpoint(path: Path, devices: Mapping[int, torch.device]) -> tuple[int, dict[int, Covariance]] | None:
+    """How many sequences a checkpoint has, and the moments of these layers; None if it lacks one."""
+    tensors, metadata = read_with_checksum(path, _CHECKPOINT_FORMAT)
+    if any(str(layer) not in tensors for layer in devices):
+        return None
+    with _well_formed(path):
+        done, count = int(metadata["sequences"]), int(metadata["count"])
+        sums = {layer: _square(tensors[str(layer)]).to(device) for layer, device in devices.items()}
+        return done, {layer: Covariance.from_sum(sums[layer], count) for layer in devices}
 
 
 def _adder(layer: int, moment: Covariance) -> Callable[[Tensor], None]:

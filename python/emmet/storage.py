@@ -133,6 +133,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def parse_json(text: str, **options: Any) -> Any:
+    """`json.loads`, but nesting beyond Python's limits is a ValueError too, as all that it cannot read."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        message = f"nested too deeply: {error}"
+        raise ValueError(message) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

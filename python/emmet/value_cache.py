@@ -26,6 +26,7 @@ from .fingerprint import Identity
 from .integrity import read_with_checksum, write_with_checksum
 from .output import check_folder
 from .progress import Progress, silent, within
+from .storage import first_line, parse_json
 from .suffixes import Injection
 from .tokens import Prompt
 from .values import Values, by_length, optimise_values
@@ -134,4 +135,12 @@ def _write_part(place: Path, keys: Sequence[str], values: Values) -> None:
 def _read_part(path: Path) -> tuple[list[str], Values]:
     """Keys and values of a file that `_write_part` wrote, bit for bit. Raises FormatError for any other."""
     tensors, metadata = read_with_checksum(path, _FORMAT)
-    return json.loads(metadata["edits"]), Values(*(tensors[name] for name in _TENSORS))
+    try:
+        keys, values = parse_json(metadata["edits"]), Values(*(tensors[name] for name in _TENSORS))
+        if len(keys) == len(values.targets) == len(values.loss) == len(values.steps):
+            return keys, values
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{path} lacks or garbles {first_line(error)}"
+        raise FormatError(message) from error
+    message = f"{path} has not a value for each edit"
+    raise FormatError(message)

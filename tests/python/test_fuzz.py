@@ -26,3 +26,10 @@ def test_random_changes_are_read_or_an_emmet_error(
     good = seed(reader, tmp_path)
     for _ in range(200):
         attempt(reader, tmp_path, change(good, choose))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_deep_nesting_is_refused(name: str, tmp_path: Path) -> None:
+    """Python's parser has another error for it."""
+    seed(READERS[name], tmp_path)
+    assert not attempt(READERS[name], tmp_path, b"[" * 100_000)

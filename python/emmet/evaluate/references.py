@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import FormatError
-from ..storage import first_line
+from ..storage import first_line, parse_json
 
 _WORD = re.compile(r"\w\w+")
 
@@ -26,7 +25,7 @@ def read_references(path: Path) -> dict[Attribute, list[str]]:
     """
     references: dict[Attribute, list[str]] = {}
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
+        for entry in parse_json(path.read_text(encoding="utf-8")):
             texts = [_text(sample["text"]) for sample in entry["samples"]]
             references.setdefault((_text(entry["relation_id"]), _text(entry["target_id"])), []).extend(texts)
     except OSError as error:

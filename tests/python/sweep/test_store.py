@@ -38,3 +38,21 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(FormatError, match=r"a.json is not what `emmet sweep` wrote there: delete it"):
         RunFile(path, {}).read()
+
+
+@pytest.mark.parametrize(("part", "other"), [("0.1", "0.2"), ('"first": 2', '"first": 3'), ('"end"', '"dne"')])
+def test_a_changed_file_is_refused(tmp_path: Path, part: str, other: str) -> None:
+    file = RunFile(tmp_path / "a.json", {"ridge": 0})
+    file.write(OUTCOMES)
+    text = file.path.read_text()
+    assert part in text
+    file.path.write_text(text.replace(part, other, 1))
+    with pytest.raises(FormatError, match=r"a.json is not what `emmet sweep` wrote there: delete it"):
+        file.read()
+
+
+def test_an_outcome_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    file = RunFile(tmp_path / "a.json", {})
+    file.write([{"first": 0, "end": 2, "layers": []}])
+    with pytest.raises(FormatError, match="delete it"):
+        file.read()
