@@ -123,7 +123,11 @@ def main() -> None:
             )
         alone.append(each_alone(metric, options.rounds))
     report("First use of a metric", uses, None)
-    report(f"{ALONE} edits alone, μ = {RIDGE:g}, d_out = d / 4", alone, None)
+    report(
+        f"{ALONE} edits alone, μ = {RIDGE:g}, d_out = d / 4",
+        alone,
+        options.json and options.json.with_stem(f"{options.json.stem}-each"),
+    )
     report(f"Solve, μ = {RIDGE:g}, d_out = d / 4", rows, options.json)
 
 

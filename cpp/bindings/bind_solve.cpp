@@ -37,13 +37,13 @@ void bind_solve(py::module_& module) {
       [](const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals,
          const RidgeLike& ridge) { return solve_each(preservation, keys, residuals, to_ridge(ridge)); },
       py::arg("preservation"), py::arg("keys"), py::arg("residuals"), py::arg("ridge") = 0.0, ReleaseGil(),
-      "The updates of edits that know nothing of each other, each as `solve` of its key and residual alone gives it, "
-      "of\n"
-      "rank one: Δᵢ = rᵢ kᵢᵀC⁻¹ / (kᵢᵀC⁻¹kᵢ + μ). Input as for `solve`.\n\n"
-      "The factor of C is read for many at once, which for thousands of edits (ROME over a benchmark, an adapter for\n"
-      "each fact) is much less than as many solves. Raises as `solve`, but keys may be alike: DependentKeysError is "
-      "of\n"
-      "those that are zero in the metric, where μ = 0. \"auto\" is 0, as one edit alone is well conditioned.");
+      "An update of rank one for each edit: what `solve` gives for its key and residual alone,\n"
+      "Δᵢ = rᵢ kᵢᵀC⁻¹ / (kᵢᵀC⁻¹kᵢ + μ), with keys [n, d_in] and residuals [n, d_out] as there.\n\n"
+      "The factor of C is read for many edits at once, which for thousands that are to know nothing of each other\n"
+      "(ROME over a benchmark, an adapter for each fact) is much less than as many solves. Diagnostics are of each\n"
+      "update, but for times, which are shares of what all took.\n\n"
+      "Raises as `solve`; but keys may be alike: where μ = 0, DependentKeysError names those that are zero in the\n"
+      "metric. \"auto\" is 0, as one edit alone is well conditioned.");
   module.def("rome", &rome, py::arg("preservation"), py::arg("key"), py::arg("residual"), ReleaseGil(),
              "ROME (Meng et al. 2022, eq. 2): one edit, key [d_in] and residual [d_out], equality constraint.");
   module.def("memit", &memit, py::arg("preservation"), py::arg("keys"), py::arg("residuals"), py::arg("lambda_"),

@@ -27,8 +27,9 @@ constexpr double kShare = 1e-3;
 constexpr int64_t kBlockRows = 1024;
 constexpr size_t kNamedKeys = 8;
 
-std::vector<int64_t> indices_where(const at::Tensor& condition) {
-  const auto found = at::nonzero(condition.reshape(-1)).reshape(-1).cpu().contiguous();
+// Where a condition holds, counted from `first`.
+std::vector<int64_t> indices_where(const at::Tensor& condition, int64_t first = 0) {
+  const auto found = at::nonzero(condition.reshape(-1)).reshape(-1).add(first).cpu().contiguous();
   return {found.const_data_ptr<int64_t>(), found.const_data_ptr<int64_t>() + found.numel()};
 }
 
@@ -92,6 +93,12 @@ std::string list_text(const std::vector<int64_t>& group) {
   return group.size() > kNamedKeys ? c10::str(text, ", … (", group.size(), " in all)") : text;
 }
 
+[[noreturn]] void throw_for_metric(const std::string& edits) {
+  throw NotPositiveDefiniteError(
+      c10::str("expected a metric in which the constraint can be met to 1e-6, got one that is too ill-conditioned",
+               edits, "; use the metric in float64, one of more tokens or a larger jitter, or a ridge > 0"));
+}
+
 }  // namespace
 
 Groups dependent_groups(const at::Tensor& whitened) {
@@ -109,11 +116,7 @@ Groups dependent_groups(const at::Tensor& whitened) {
 
 void throw_dependent_keys(const at::Tensor& whitened) {
   const auto groups = dependent_groups(whitened);
-  if (groups.empty()) {
-    throw NotPositiveDefiniteError(
-        "expected a metric in which the constraint can be met to 1e-6, got one that is too ill-conditioned; use the "
-        "metric in float64, one of more tokens or a larger jitter, or a ridge > 0");
-  }
+  if (groups.empty()) throw_for_metric("");
   std::string named;
   for (size_t i = 0; i < std::min(groups.size(), kNamedKeys); ++i) {
     named += (i ? "; " : "") + ("{" + list_text(groups[i]) + "}");
@@ -126,13 +129,19 @@ void throw_dependent_keys(const at::Tensor& whitened) {
       groups);
 }
 
-void require_length(const at::Tensor& squared) {
-  const auto none = indices_where(squared <= 0);
-  if (none.empty()) return;
+void require_nonzero_keys(const at::Tensor& squared, int64_t first) {
+  const auto zero = indices_where(squared <= 0, first);
+  if (zero.empty()) return;
   throw DependentKeysError(
-      c10::str("expected keys of some length in the metric for an equality constraint, got none of edits ",
-               list_text(none), "; leave these out, or use a ridge > 0"),
-      {none});
+      c10::str("expected keys that are not zero in the metric for an equality constraint, got zero ones of edits ",
+               list_text(zero), "; leave these edits out, or use a ridge > 0"),
+      {zero});
+}
+
+void require_metric_for(const at::Tensor& met, int64_t first) {
+  if (const auto missed = indices_where(met.logical_not(), first); !missed.empty()) {
+    throw_for_metric(" for edits " + list_text(missed));
+  }
 }
 
 }  // namespace emmet

@@ -14,7 +14,10 @@ std::vector<std::vector<int64_t>> dependent_groups(const at::Tensor& whitened);
 /// Throws DependentKeysError with these groups; NotPositiveDefiniteError if there are none, as the metric is to blame.
 [[noreturn]] void throw_dependent_keys(const at::Tensor& whitened);
 
-/// Throws DependentKeysError with the keys whose squared length [n] in the metric is none, if there are any.
-void require_length(const at::Tensor& squared);
+/// Throws DependentKeysError with the keys, counted from `first`, whose squared length [n, 1] in the metric is zero.
+void require_nonzero_keys(const at::Tensor& squared, int64_t first);
+
+/// Throws NotPositiveDefiniteError with the edits, counted from `first`, whose constraint is not `met` [n, 1].
+void require_metric_for(const at::Tensor& met, int64_t first);
 
 }  // namespace emmet

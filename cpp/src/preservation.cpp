@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "checks.h"
@@ -57,6 +58,12 @@ void require_not_negative(double value, const char* name) {
   if (!(std::isfinite(value) && value >= 0)) {
     throw Error(c10::str("expected ", name, " >= 0, got ", value, "; give a finite number that is not negative"));
   }
+}
+
+// What rounding leaves of keys that lie outside of a null space is no part of them inside.
+void clear_rounding_(const at::Tensor& inside, const at::Tensor& keys) {
+  const double share = static_cast<double>(keys.size(1)) * std::numeric_limits<double>::epsilon();
+  inside.masked_fill_(inside.norm(2, 1, /*keepdim=*/true) <= share * keys.norm(2, 1, /*keepdim=*/true), 0.0);
 }
 
 }  // namespace
@@ -114,6 +121,7 @@ at::Tensor Preservation::whiten(const at::Tensor& keys) const {
   auto whitened = scratch_rows(rows.size(0), rank(), device());
   if (basis_.defined()) {
     at::matmul_out(whitened, rows, basis_);
+    clear_rounding_(whitened, rows);
   } else {
     whitened.copy_(rows);
   }

@@ -2,8 +2,10 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/nonzero.h>
 #include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -31,6 +33,10 @@ constexpr double kRefinedResidual = 1e-12;
 constexpr int kRefinements = 3;
 // Rows of Δ that are found at a time.
 constexpr int64_t kOutputs = 512;
+// Edits alone that are solved at a time, and how far the answer to a key may be off before it is put right: where this
+// is more, refinement within `solve` does not come to kConstraintTolerance.
+constexpr int64_t kAlone = 1024;
+constexpr double kLargestCorrection = 0.03;
 
 // The wall clock of what is computed on a device.
 class Stopwatch {
@@ -55,6 +61,14 @@ void require_representable(double value, const char* what) {
   if (!std::isfinite(value)) {
     throw NonFiniteError(c10::str("expected ", what, " within the range of float64, got an overflow; scale the input"));
   }
+}
+
+// The same of the values [n, 1] of some edits, counted from `first`.
+void require_representable_each(const at::Tensor& values, int64_t first, const char* what) {
+  if (std::isfinite(largest_magnitude(values))) return;
+  const auto edit = first + at::nonzero(at::isfinite(values).logical_not())[0][0].item<int64_t>();
+  throw NonFiniteError(c10::str("expected ", what, " within the range of float64, got an overflow for edit ", edit + 1,
+                                "; scale the input"));
 }
 
 at::Tensor with_ridge_(at::Tensor gram, double ridge) {
@@ -210,6 +224,42 @@ Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A
   return Update::from_dense(delta, diagnostics);
 }
 
+// Adds the updates of edits that know nothing of each other: left = r / √(s + μ) and right = kᵀC⁻¹ / √(s + μ) of each,
+// with s = kᵀC⁻¹k.
+void solve_alone(std::vector<Update>& updates, const Preservation& preservation, const at::Tensor& K,
+                 const at::Tensor& R, double mu) {
+  const auto first = static_cast<int64_t>(updates.size());
+  const double share_of_each = 1.0 / static_cast<double>(K.size(0));
+  Stopwatch stopwatch(K.device());
+  const auto A = preservation.whiten(K);
+  const auto squared = A.square().sum(1, /*keepdim=*/true);  // s, [n, 1]
+  const auto right = preservation.unwhiten_(A);              // [n, d_in]
+  const double seconds_whiten = stopwatch.lap() * share_of_each;
+
+  const auto norms = R.norm(2, 1, /*keepdim=*/true);
+  require_representable_each(squared, first, "the squared length of a key in the metric");
+  require_representable_each(norms, first, "the squared length of a residual");
+  if (mu == 0.0) require_nonzero_keys(squared, first);
+  const auto scale = (squared + mu).rsqrt();
+  right.mul_(scale);
+  const auto answer = at::linalg_vecdot(K, right).unsqueeze(1);  // to the key, of one unit of left
+  if (mu == 0.0) require_metric_for((answer * scale - 1).abs() <= kLargestCorrection, first);
+  const auto left = mu == 0.0 ? R / answer : R * scale;
+  const auto missing = at::where(norms > 0, (left * answer - R).norm(2, 1, /*keepdim=*/true) / norms, 0.0).cpu();
+  const auto cost = (left * (squared.sqrt() * scale)).square().sum(1).cpu();
+  const double seconds_system = stopwatch.lap() * share_of_each;
+
+  for (int64_t i = 0; i < K.size(0); ++i) {
+    Diagnostics diagnostics;
+    diagnostics.ridge = mu;
+    diagnostics.constraint_residual = missing[i].item<double>();
+    diagnostics.preservation_cost = cost[i].item<double>();
+    diagnostics.seconds_whiten = seconds_whiten;
+    diagnostics.seconds_system = seconds_system;
+    updates.push_back(Update::from_factors(left[i].unsqueeze(1).clone(), right.narrow(0, i, 1).clone(), diagnostics));
+  }
+}
+
 struct Edits {
   at::Tensor keys, residuals;  // [n, d_in] and [n, d_out], float64
 };
@@ -263,31 +313,12 @@ std::vector<Update> solve_each(const Preservation& preservation, const at::Tenso
                                Ridge ridge) {
   const at::NoGradGuard no_grad;
   const auto [K, R] = checked(preservation, keys, residuals);
-  Stopwatch stopwatch(K.device());
-  const auto right = preservation.unwhiten_(preservation.whiten(K));  // rows kᵀC⁻¹
-  const double of_each = 1.0 / static_cast<double>(K.size(0)), seconds_whiten = stopwatch.lap() * of_each;
-
-  const double mu = ridge.is_automatic() ? 0.0 : ridge.value();
-  const auto length = at::linalg_vecdot(K, right).unsqueeze(1);  // kᵀC⁻¹k, [n, 1]
-  require_representable(largest_magnitude(length), "squared lengths of the keys in the metric");
-  if (mu == 0.0) require_length(length);
-  const auto scale = (length + mu).rsqrt(), left = R * scale;
-  right.mul_(scale);
-  const auto share = length * scale.square();  // of its residual that an update gives to its key
-  const auto missing = at::where(R.ne(0).any(1, /*keepdim=*/true), (1 - share).abs(), 0).cpu();
-  const auto cost = (share * left.square().sum(1, /*keepdim=*/true)).cpu();
-  require_representable(largest_magnitude(cost), "squared lengths of the residuals");
-  const double seconds_system = stopwatch.lap() * of_each;
-
   std::vector<Update> updates;
-  for (int64_t i = 0; i < K.size(0); ++i) {
-    Diagnostics diagnostics;
-    diagnostics.ridge = mu;
-    diagnostics.constraint_residual = missing[i].item<double>();
-    diagnostics.preservation_cost = cost[i].item<double>();
-    diagnostics.seconds_whiten = seconds_whiten;
-    diagnostics.seconds_system = seconds_system;
-    updates.push_back(Update::from_factors(left[i].unsqueeze(1).clone(), right.narrow(0, i, 1).clone(), diagnostics));
+  updates.reserve(K.size(0));
+  for (int64_t first = 0; first < K.size(0); first += kAlone) {
+    const int64_t count = std::min(kAlone, K.size(0) - first);
+    solve_alone(updates, preservation, K.narrow(0, first, count), R.narrow(0, first, count),
+                ridge.is_automatic() ? 0.0 : ridge.value());
   }
   return updates;
 }

@@ -39,7 +39,7 @@ _CHECKPOINT_FORMAT = "emmet statistics checkpoint 1"
 
 # Gupta et al. 2025, arXiv 2506.04226: so many tokens for each input dimension give the whole score.
 _TOKENS_PER_DIMENSION = 10
-# Fewer than that many cost ten points of S (docs/performance.md); from there on it rises little.
+# One costs ten points of S, two cost one (docs/performance.md).
 _TOO_FEW_PER_DIMENSION = 2
 
 _SEQUENCE_LENGTH = 512
@@ -163,9 +163,9 @@ class Statistics(Mapping[int, LayerStatistics]):
         for layer in layers:
             _require(layer, self, "--out DIR")
             _check_width(self[layer], arch.projection(layer).d_in)
-        _warn_of_few_tokens(self[layer] for layer in layers)
         for layer, fingerprint in layer_fingerprints(arch, layers).items():
             _check_model(self[layer], fingerprint, str(arch.projection(layer).weight.dtype))
+        _warn_of_few_tokens(self[layer] for layer in layers)
 
 
 def _require(layer: int, found: Iterable[int], out: str) -> None:
@@ -194,7 +194,7 @@ def _warn_of_few_tokens(statistics: Iterable[LayerStatistics]) -> None:
         if one.count < _TOO_FEW_PER_DIMENSION * width:
             warnings.warn(
                 f"the statistics of layer {one.layer} are of {one.count:,} tokens, few for keys of width {width:,}: "
-                f"edits disturb more than they must, collect them from {_TOKENS_PER_DIMENSION * width:,}",
+                f"edits disturb more than they must, collect them from {_TOKENS_PER_DIMENSION * width:,} or more",
                 EmmetWarning,
                 stacklevel=4,
             )

@@ -140,7 +140,7 @@ def _read_part(path: Path) -> tuple[list[str], Values]:
         if len(keys) == len(values.targets) == len(values.loss) == len(values.steps):
             return keys, values
     except (KeyError, TypeError, ValueError) as error:
-        message = f"{path} lacks or garbles {first_line(error)}"
+        message = f"{path} is not what emmet wrote there ({first_line(error)}); remove it"
         raise FormatError(message) from error
-    message = f"{path} has not a value for each edit"
+    message = f"{path} is not what emmet wrote there (a value for each edit); remove it"
     raise FormatError(message)

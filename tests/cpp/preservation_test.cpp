@@ -327,6 +327,13 @@ TEST(NullSpace, SolvesAsPublishedAfterEarlierEdits) {
   }
 }
 
+TEST(NullSpace, KeysOutsideOfItAreZeroInside) {
+  const at::Tensor outside = oracle::random({4, 12}, 5), others = oracle::random({4, 12}, 6);
+  const auto metric = Preservation::null_space(oracle::multiply(outside.t(), outside), 1e-6);
+  EXPECT_EQ(metric.whiten(outside).abs().max().item<double>(), 0.0);
+  EXPECT_GT(metric.whiten(outside.add(others, 1e-9)).abs().min().item<double>(), 0.0);
+}
+
 TEST(NullSpace, MayBeEverything) {
   const auto metric = Preservation::null_space(second_moment(20), 1e6, 4.0);
   const at::Tensor keys = oracle::random({3, 20}, 2);

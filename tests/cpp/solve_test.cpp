@@ -5,6 +5,7 @@
 #include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <limits>
@@ -320,6 +321,7 @@ TEST(SolveEach, IsASolveOfEachEditAlone) {
       EXPECT_EQ(is.ridge, ridge);
       EXPECT_EQ(is.condition, 1.0);
       EXPECT_NEAR(is.constraint_residual, of.constraint_residual, 1e-12);
+      EXPECT_NEAR(update.constraint_residual(keys[i], residuals[i]), of.constraint_residual, 1e-12);
       EXPECT_NEAR(is.preservation_cost, of.preservation_cost, kTolerance * of.preservation_cost);
       EXPECT_GT(is.seconds_whiten, 0.0);
       EXPECT_GT(is.seconds_system, 0.0);
@@ -355,19 +357,76 @@ TEST(SolveEach, NamesZeroKeysOrTakesARidge) {
       FAIL() << "zero keys passed";
     } catch (const emmet::DependentKeysError& error) {
       EXPECT_EQ(error.groups(), (Groups{{2, 5}}));
-      EXPECT_NE(std::string(error.what()).find("none of edits 3, 6;"), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("zero ones of edits 3, 6;"), std::string::npos) << error.what();
     }
   }
   EXPECT_EQ(emmet::solve_each(metric(), keys, residuals, 0.5)[2].dense().abs().max().item<double>(), 0.0);
 }
 
 TEST(SolveEach, LengthsOfKeysAndResidualsMayBeExtreme) {
-  const at::Tensor key = random({1, kIn}, 2), residual = random({1, kOut}, 3);
+  const at::Tensor key = random({1, kIn}, 2), residual = random({1, kOut}, 3), zero = at::zeros_like(key);
   const at::Tensor expected = rome(second_moment(), key, residual);
-  const Update update = emmet::solve_each(metric(), key.mul(1e-100), residual.mul(1e-100))[0];
-  EXPECT_LT(oracle::relative_error(update.dense(), expected), kTolerance);
-  EXPECT_THROW(emmet::solve_each(metric(), key.mul(1e200), residual), emmet::NonFiniteError);
-  EXPECT_THROW(emmet::solve_each(metric(), key, residual.mul(1e200)), emmet::NonFiniteError);
+  for (const double scale : {1e-158, 1e-100, 1e100}) {  // the first gives a squared length that is subnormal
+    const Update update = emmet::solve_each(metric(), key.mul(scale), residual.mul(scale))[0];
+    EXPECT_LT(oracle::relative_error(update.dense(), expected), scale < 1e-150 ? 1e-4 : kTolerance) << scale;
+  }
+  EXPECT_EQ(emmet::solve_each(metric(), zero, residual, 1e-310)[0].dense().abs().max().item<double>(), 0.0);
+  const at::Tensor keys = at::cat({key, key.mul(1e200)}), residuals = at::cat({residual, residual.mul(1e200)});
+  EXPECT_NE(message_of<emmet::NonFiniteError>([&] {
+              emmet::solve_each(metric(), keys, residuals);
+            }).find("of a key in the metric within the range of float64, got an overflow for edit 2;"),
+            std::string::npos);
+  EXPECT_NE(message_of<emmet::NonFiniteError>([&] {
+              emmet::solve_each(metric(), at::cat({key, key}), residuals);
+            }).find("of a residual within the range of float64, got an overflow for edit 2;"),
+            std::string::npos);
+}
+
+TEST(SolveEach, StaysInANullSpaceAndNamesKeysOutside) {
+  const at::Tensor wide = random({4, kIn}, 5);  // C has rank 4: keys of its span are outside of its null space
+  const Preservation null = Preservation::null_space(multiply(wide.t(), wide), 1e-6);
+  const at::Tensor inside = random({1, kIn}, 6), residual = random({1, kOut}, 3);
+  const Update update = emmet::solve_each(null, inside, residual)[0];
+  EXPECT_LT(update.constraint_residual(inside, residual), 1e-12);
+  EXPECT_LT(multiply(update.dense(), wide.t()).norm().item<double>(), 1e-10);
+  const at::Tensor keys = at::cat({inside, wide.narrow(0, 0, 1)}), residuals = at::cat({residual, residual});
+  const auto text = message_of<emmet::DependentKeysError>([&] { emmet::solve_each(null, keys, residuals); });
+  EXPECT_NE(text.find("zero ones of edits 2;"), std::string::npos) << text;
+}
+
+TEST(SolveEach, GivesWhatSolveGivesInAFloat32Metric) {
+  const at::Tensor keys = random({3, kIn}, 2), residuals = random({3, kOut}, 3);
+  for (const double ridge : {0.0, 0.5}) {
+    const auto updates = emmet::solve_each(metric().in_float32(), keys, residuals, ridge);
+    for (int64_t i = 0; i < 3; ++i) {
+      const Update alone = emmet::solve(metric().in_float32(), keys[i], residuals[i], ridge);
+      EXPECT_LT(oracle::relative_error(updates[i].dense(), alone.dense()), 1e-6) << ridge;
+    }
+  }
+}
+
+TEST(SolveEach, LeavesItsInputAsItIsAndKeepsNoGraph) {
+  const at::Tensor keys = random({3, kIn}, 2), residuals = random({3, kOut}, 3);
+  const at::Tensor keys_then = keys.clone(), residuals_then = residuals.clone();
+  keys.requires_grad_();
+  const auto updates = emmet::solve_each(metric(), keys, residuals);
+  EXPECT_FALSE(updates[0].right().requires_grad());
+  EXPECT_TRUE(keys.equal(keys_then));
+  EXPECT_TRUE(residuals.equal(residuals_then));
+}
+
+TEST(SolveEach, TakesMoreEditsThanAreSolvedAtATime) {
+  const at::Tensor keys = random({1030, kIn}, 2), residuals = random({1030, kOut}, 3);
+  const auto updates = emmet::solve_each(metric(), keys, residuals);
+  ASSERT_EQ(updates.size(), 1030u);
+  for (const int64_t i : {1023, 1024, 1029}) {
+    const at::Tensor expected = rome(second_moment(), keys.narrow(0, i, 1), residuals.narrow(0, i, 1));
+    EXPECT_LT(oracle::relative_error(updates[i].dense(), expected), kTolerance);
+  }
+  at::Tensor zero = keys.clone();
+  zero[1025].zero_();
+  const auto text = message_of<emmet::DependentKeysError>([&] { emmet::solve_each(metric(), zero, residuals); });
+  EXPECT_NE(text.find("edits 1026;"), std::string::npos) << text;
 }
 
 class SolveOn : public OnDevice {};

@@ -32,15 +32,20 @@ def main() -> None:
 
 
 def edit(folder: Path, name: str) -> int:
-    """`emmet edit` of no file, or of two edits: by all processes, again with their values, or by the first alone."""
-    alone = name == "edit_alone"
-    if alone and os.environ["RANK"] != "0":
+    """`emmet edit` of no file, or of two edits: by all processes, again with their values, or by the first alone.
+
+    As "edit_killed" the second process is killed when it is about to find a value.
+    """
+    alone, second = name == "edit_alone", os.environ["RANK"] != "0"
+    if alone and second:
         return 0
     os.environ["WORLD_SIZE"] = "1" if alone else "2"
     edits = folder / ("none" if name == "edit_nothing" else "edits.jsonl")
-    values = folder / ("values alone" if alone else "values")
+    kept = folder / {"edit_alone": "values alone", "edit": "values", "edit_again": "values"}.get(name, "values killed")
+    if name == "edit_killed" and second:
+        values._minimise = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     settings = ["--layers", "0-1", "--method", "memit", "--ridge", "0.1", "--config", folder / "settings.json"]
-    places = ["--stats", folder / "stats", "--values", values, "--out", folder / name]
+    places = ["--stats", folder / "stats", "--values", kept, "--out", folder / name]
     return cli.main(list(map(str, ["edit", folder / "model", edits, *settings, *places])))
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from emmet import cli
 from emmet.distributed import ALONE, World, _terminable
 from emmet.errors import ConfigError, EmmetError, LostProcessError
 from emmet.statistics import Statistics
@@ -120,6 +121,46 @@ def test_an_edit_is_that_of_one_process(folder: Path, finished: list[Outcome]) -
         assert all(torch.equal(one[factor], two[factor]) for factor in ("left", "right"))  # same batches, same bits
     one, two = (contents(folder / path) for path in ("values alone", "values"))
     assert one == two
+
+
+def test_an_edit_of_which_one_was_killed_is_made_by_another_run(folder: Path, finished: list[Outcome]) -> None:  # noqa: ARG001
+    first, second = run(folder, "edit_killed")
+    assert second.code == -signal.SIGKILL
+    assert first.steps["edit_killed"]["code"] == 1
+    assert "lost one of the 2 processes" in first.messages
+    assert not (folder / "edit_killed").exists()
+    resumed = run(folder, "edit_resumed")
+    assert [process.steps["edit_resumed"]["code"] for process in resumed] == [0, 0]
+    assert updates(folder / "edit_resumed") == updates(folder / "edit_alone")
+
+
+def test_torchrun(folder: Path, finished: list[Outcome], tmp_path: Path) -> None:  # noqa: ARG001
+    """As people start it."""
+    corpus = ["--corpus", folder / "text.txt", "--layers", "0-1", "--tokens", "600"]
+    torchrun("stats", folder / "model", *corpus, "--out", tmp_path / "both")
+    assert cli.main(list(map(str, ["stats", folder / "model", *corpus, "--out", tmp_path / "one", "--quiet"]))) == 0
+    both, one = (Statistics.load(tmp_path / name) for name in ("both", "one"))
+    for layer in (0, 1):
+        assert both[layer].count == one[layer].count == 600
+        error = (both[layer].second_moment - one[layer].second_moment).norm()
+        assert error <= 1e-6 * one[layer].second_moment.norm()
+    settings = ["--layers", "0-1", "--method", "memit", "--ridge", "0.1", "--config", folder / "settings.json"]
+    edit = ["edit", folder / "model", folder / "edits.jsonl", *settings, "--stats", folder / "stats"]
+    torchrun(*edit, "--out", tmp_path / "delta")
+    assert updates(tmp_path / "delta") == updates(folder / "edit_alone")
+
+
+def torchrun(*arguments: object) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emmet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def updates(delta: Path) -> list[bytes]:
+    return [(delta / f"layer.{layer}.safetensors").read_bytes() for layer in (0, 1)]
 
 
 def test_values_are_kept(finished: list[Outcome]) -> None:

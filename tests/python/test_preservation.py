@@ -161,7 +161,7 @@ class TestAbsorb:
         expected = case.moment + weight * case.keys.T @ case.keys
         assert relative_error(moment_of(absorbed), expected) < 100 * EPS * len(expected)
 
-    @pytest.mark.parametrize("count", [1, 3, 4, 100])  # by rotations up to d / 16 keys, by one factorisation from there
+    @pytest.mark.parametrize("count", [1, 3, 4, 100])  # by rotations up to 32 keys, by one factorisation from there
     def test_equals_factorising_the_sum_for_few_and_many_keys(self, count: int) -> None:
         moment, keys = well_conditioned(60), np.random.default_rng(1).standard_normal((count, 60))
         before = metric(moment)

@@ -40,12 +40,16 @@ class Ridge {
 /// depend on each other, ShapeError and NonFiniteError for bad input. Re-entrant.
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge = 0.0);
 
-/// The updates of edits that know nothing of each other, each as `solve` of its key and residual alone gives it, of
-/// rank one: Δᵢ = rᵢ kᵢᵀC⁻¹ / (kᵢᵀC⁻¹kᵢ + μ).
+/// An update of rank one for each edit: what `solve` gives for its key and residual alone,
 ///
-/// The factor of C is read for many at once, which for thousands of edits (ROME over a benchmark, an adapter for each
-/// fact) is much less than as many solves. Throws as `solve`, but keys may be alike: DependentKeysError is of those
-/// that are zero in the metric, where μ = 0. An automatic ridge is 0, as one edit alone is well conditioned.
+///     Δᵢ = rᵢ kᵢᵀC⁻¹ / (kᵢᵀC⁻¹kᵢ + μ)
+///
+/// with keys [n, d_in] and residuals [n, d_out] as there. The factor of C is read for many edits at once, which for
+/// thousands that are to know nothing of each other (ROME over a benchmark, an adapter for each fact) is much less than
+/// as many solves. Diagnostics are of each update, but for times, which are shares of what all took.
+///
+/// Throws as `solve`, and nothing is returned then; but keys may be alike: where μ = 0, DependentKeysError names those
+/// that are zero in the metric. An automatic ridge is 0, as one edit alone is well conditioned. Re-entrant.
 std::vector<Update> solve_each(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals,
                                Ridge ridge = 0.0);
 

@@ -42,15 +42,17 @@ def progress_bars(options: argparse.Namespace) -> Iterator[Progress]:
 
 @contextmanager
 def warnings_as_lines(*, shown: bool) -> Iterator[None]:
-    """emmet's own warnings as a line each on standard error, or not at all; those of others as they are."""
+    """emmet's own warnings as a line on standard error, each once, or not at all; those of others as they are."""
+    told: set[str] = set()
     with warnings.catch_warnings():
         show_others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if not issubclass(category, EmmetWarning):
                 show_others(message, category, *place, **more)
-            elif shown:
-                print_error("warning:", str(message))
+            elif shown and str(message) not in told:
+                told.add(str(message))
+                tqdm.write(f"emmet: warning: {message}", file=sys.stderr)  # above the bars
 
         warnings.showwarning = show
         yield

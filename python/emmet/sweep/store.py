@@ -44,7 +44,8 @@ class RunFile:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            message = f"{self.path} is not what `emmet sweep` wrote there: delete it, and it will be run again"
+            message = f"{self.path} is not what `emmet sweep` wrote there: it is damaged, or of an earlier version; "
+            message += "delete it, and it will be run again"
             raise FormatError(message) from error
         expected = json.loads(json.dumps(self.made_of))  # tuples are lists in the file
         differing = sorted(name for name in expected | made_of if expected.get(name) != made_of.get(name))

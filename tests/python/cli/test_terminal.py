@@ -50,7 +50,8 @@ def test_own_warnings_are_lines(shown: bool, capsys: pytest.CaptureFixture[str])
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_place, **_more: others.append(str(message))
         with terminal.warnings_as_lines(shown=shown):
-            warnings.warn("few tokens", EmmetWarning, stacklevel=1)
+            for _ in range(2):
+                warnings.warn("few tokens", EmmetWarning, stacklevel=1)
             warnings.warn("of a library", stacklevel=1)
         warnings.warn("afterwards", EmmetWarning, stacklevel=1)
     assert capsys.readouterr().err == ("emmet: warning: few tokens\n" if shown else "")
