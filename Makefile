@@ -21,7 +21,7 @@ BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildc
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build model demo test test-cpp test-tsan check-cuda test-python test-packaging test-models docs-models \
+.PHONY: help venv build model demo test test-cpp test-tsan check-cuda test-cuda test-python test-packaging test-models docs-models \
   test-llama lint format types bench docs test-asan test-faults fuzz fuzz-cpp audit clean
 
 help: ## List the targets
@@ -61,6 +61,11 @@ check-cuda: $(DONE)/cuda ## Build for CUDA, warnings as errors, and run the C++ 
 	cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(CUDA_VENV)/bin/python) -DGTest_ROOT=$(abspath build/gtest)
 	cmake --build --preset cuda
 	ctest --preset cuda
+
+test-cuda: export PATH := $(abspath $(CUDA_VENV)/bin):$(PATH)
+test-cuda: $(DONE)/cuda ## Install emmet for CUDA, and run the Python tests on a GPU (needs nvcc and a GPU)
+	$(CUDA_VENV)/bin/pip install --quiet --no-build-isolation --config-settings=cmake.define.EMMET_CUDA=ON '.[gguf,dev]'
+	EMMET_DATA="$(EMMET_DATA)" EMMET_REQUIRE_CUDA=1 $(CUDA_VENV)/bin/pytest
 
 test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
 	-$(MAKE) model

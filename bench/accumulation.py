@@ -44,15 +44,15 @@ def main() -> None:
     options_of.add_argument("--rounds", type=int, default=7)
     options = options_of.parse_args()
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, device=options.device)
     arch = discover(model)
     sequences = open_corpus(options.corpus, seed=0).token_sequences(
         model, tokenizer, tokens=options.rows * LENGTH, length=LENGTH
     )
-    ids = torch.stack(list(sequences))
+    ids = torch.stack(list(sequences)).to(options.device)
     rows = []
     for layers in ([options.deepest], list(range(options.deepest + 1))[-8:]):
-        moments = {layer: emmet.Covariance(arch.projection(layer).d_in) for layer in layers}
+        moments = {layer: emmet.Covariance(arch.projection(layer).d_in, options.device) for layer in layers}
         taken = in_turn(
             {
                 "bare": lambda: forward(arch, ids, options.deepest, {}),

@@ -20,11 +20,12 @@ def main() -> None:
 
     rows = []
     for dim in options.dims:
-        covariance, exact = emmet.Covariance(dim), torch.zeros(dim, dim, dtype=torch.float64)
+        covariance = emmet.Covariance(dim, options.device)
+        exact = torch.zeros(dim, dim, dtype=torch.float64, device=options.device)
         generator = torch.Generator().manual_seed(0)
         taken: dict[str, list[float]] = {"torch": [], "emmet": []}
         for _ in range(options.rounds):
-            keys = torch.randn(options.tokens, dim, generator=generator)
+            keys = torch.randn(options.tokens, dim, generator=generator).to(options.device)
             ways = {"torch": lambda x=keys: x.T @ x, "emmet": lambda x=keys, to=covariance: to.add(x)}
             for name, seconds in in_turn(ways, rounds=1).items():
                 taken[name] += seconds

@@ -67,7 +67,7 @@ def main() -> None:
     options_of.add_argument("--rows", type=int, default=32, help="texts in a batch of the plain pass")
     options = options_of.parse_args()
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, device=options.device)
     arch = discover(model)
     records = read_records(options.records)[: options.count]
     size = math.ceil(len(records) / options.rounds)

@@ -25,9 +25,9 @@ STAGES = ("tokenise", "values", "keys", "solve", "apply", "undo", "edit")
 PEAK_SIZE = 2048
 
 
-def peak_flops() -> float:
-    """Operations a second of a large float32 matrix product: the best of five."""
-    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE)
+def peak_flops(like: torch.Tensor) -> float:
+    """Operations a second of a large matrix product in a weight's dtype and on its device: the best of five."""
+    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE).to(like)
     return 2 * PEAK_SIZE**3 / min(seconds(lambda: matrix @ matrix) for _ in range(5))
 
 
@@ -36,8 +36,8 @@ def once(editor: emmet.Editor, edits: Sequence[Edit]) -> dict[str, float]:
     (layer,) = editor.config.layers
     projection = editor.arch.projection(layer)
     metric = editor.preservation(layer)
-    keys = editor.keys(edits, layer)
-    residuals = torch.randn(len(edits), projection.d_out, generator=torch.Generator().manual_seed(0))
+    keys = editor.keys(edits, layer).to(metric.device)
+    residuals = torch.randn(len(edits), projection.d_out, generator=torch.Generator().manual_seed(0)).to(keys)
     update = emmet.solve(metric, keys, residuals, editor.config.ridge)
     before = projection.weight.detach().clone()
     counter = FlopCounterMode(display=False)
@@ -72,13 +72,13 @@ def main() -> None:
     options_of.add_argument("--batches", type=int, nargs="+", default=[20, 3, 1], help="how many of each size")
     options = options_of.parse_args()
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, device=options.device)
     config = emmet.EditConfig(layers=[options.layer])
     editor = emmet.Editor(model, tokenizer, config=config, statistics=options.stats)
     needed = max(size * batches for size, batches in zip(options.sizes, options.batches, strict=True))
     edits = [record.edit for record in distinct_records(options.records, FIRST_EDIT, needed)]
     once(editor, edits[:1])
-    peak = peak_flops()
+    peak = peak_flops(editor.arch.projection(options.layer).weight.detach())
     rows = []
     for size, batches in zip(options.sizes, options.batches, strict=True):
         taken = [once(editor, edits[first : first + size]) for first in range(0, size * batches, size)]

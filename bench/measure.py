@@ -18,10 +18,17 @@ _STATUS = Path("/proc/self/status")
 
 
 def seconds(way: Callable[[], object]) -> float:
-    """The wall time of one call."""
+    """The wall time of one call, and of what it queues on a GPU."""
+    _wait_for_gpu()
     start = time.perf_counter()
     way()
+    _wait_for_gpu()
     return time.perf_counter() - start
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -77,9 +84,11 @@ def distinct_records(file: Path, first: int, count: int) -> list[Record]:
     return list(found.values())[::-1][:count]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """With the option that all benchmarks have."""
+def parser(description: str | None, *, on_gpu: bool = True) -> argparse.ArgumentParser:
+    """With the options that all benchmarks have, or all that a GPU can run."""
     made = argparse.ArgumentParser(description=description)
+    if on_gpu:
+        made.add_argument("--device", type=torch.device, default="cpu", help="where to compute, such as cuda")
     made.add_argument("--json", type=Path, help="write the figures to this file too")
     return made
 
@@ -87,7 +96,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def report(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | None) -> None:
     """Print a Markdown table of rows with the same keys, and write it as JSON where that is asked for."""
     columns = list(rows[0])
-    print(f"{title}, {torch.get_num_threads()} threads\n")
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
+    print(f"{title}, {torch.get_num_threads()} threads{gpu}\n")
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
         print("| " + " | ".join(str(row[column]) for column in columns) + " |")

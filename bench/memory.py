@@ -29,7 +29,7 @@ def write_statistics(folder: Path, dim: int) -> Path:
 
 
 def main() -> None:
-    options_of = parser(__doc__)
+    options_of = parser(__doc__, on_gpu=False)
     options_of.add_argument("--dim", type=int, default=14336)
     options_of.add_argument("--edits", type=int, default=10000)
     options_of.add_argument("--outputs", type=int, default=4096)

@@ -32,7 +32,7 @@ def target_nll(editor: emmet.Editor, edits: list[emmet.Edit], weight: Tensor) ->
 
 
 def main() -> None:
-    options_of = parser(__doc__)
+    options_of = parser(__doc__, on_gpu=False)
     options_of.add_argument("model")
     options_of.add_argument("--records", type=Path, required=True)
     options_of.add_argument("--stats", type=Path, required=True)

@@ -76,7 +76,7 @@ def main() -> None:
     options_of.add_argument("--contexts-per-step", type=int, default=2)
     options = options_of.parse_args()
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, device=options.device)
     config = emmet.EditConfig(
         layers=options.layers, ridge=options.ridge, contexts_per_step=options.contexts_per_step, batch_size=64
     )

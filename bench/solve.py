@@ -37,12 +37,12 @@ def recipe(moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
     keys, residuals = keys.double(), residuals.double()
     inverse = torch.inverse(moment)
     gram = keys @ inverse @ keys.T
-    return residuals.T @ torch.inverse(gram + RIDGE * torch.eye(len(keys), dtype=torch.float64)) @ keys @ inverse
+    return residuals.T @ torch.inverse(gram + RIDGE * torch.eye(len(keys)).to(gram)) @ keys @ inverse
 
 
-def bandwidth_floor(dim: int) -> Callable[[], object]:
+def bandwidth_floor(dim: int, device: torch.device) -> Callable[[], object]:
     """Reads as many bytes as the factor's triangle has, twice."""
-    triangle = torch.ones(dim * (dim + 1) // 2, dtype=torch.float64)
+    triangle = torch.ones(dim * (dim + 1) // 2, dtype=torch.float64, device=device)
     return lambda: (triangle.sum(), triangle.sum())
 
 
@@ -59,8 +59,8 @@ def first_use(moment: Tensor) -> dict[str, object]:
 
 def each_alone(metric: emmet.Preservation, rounds: int) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(ALONE, metric.dim, generator=generator)
-    residuals = torch.randn(ALONE, metric.dim // 4, generator=generator)
+    keys = torch.randn(ALONE, metric.dim, generator=generator).to(metric.device)
+    residuals = torch.randn(ALONE, metric.dim // 4, generator=generator).to(metric.device)
     ways = {
         "one by one": lambda: [emmet.solve(metric, *edit, RIDGE) for edit in zip(keys, residuals, strict=True)],
         "solve_each": lambda: emmet.solve_each(metric, keys, residuals, RIDGE),
@@ -83,14 +83,14 @@ def main() -> None:
 
     uses, rows, alone = [], [], []
     for dim in options.dims:
-        moment = second_moment(dim)
+        moment = second_moment(dim).to(options.device)
         uses.append(first_use(moment))
         metric = emmet.Preservation.from_second_moment(moment)
         single = metric.in_float32()
         for count in options.edits:
             generator = torch.Generator().manual_seed(count)
-            keys = torch.randn(count, dim, generator=generator)
-            residuals = torch.randn(count, dim // 4, generator=generator)
+            keys = torch.randn(count, dim, generator=generator).to(options.device)
+            residuals = torch.randn(count, dim // 4, generator=generator).to(options.device)
 
             def solve(metric: emmet.Preservation = metric, k: Tensor = keys, r: Tensor = residuals) -> emmet.Update:
                 return emmet.solve(metric, k, r, ridge=RIDGE)
@@ -98,7 +98,7 @@ def main() -> None:
             exact = solve().dense()
             error = ((solve(single).dense() - exact).norm() / exact.norm()).item()
             difference = ((recipe(moment, keys, residuals) - exact).norm() / exact.norm()).item()
-            floor = bandwidth_floor(dim)
+            floor = bandwidth_floor(dim, options.device)
             floor()
             taken = in_turn(
                 {

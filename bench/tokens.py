@@ -28,7 +28,7 @@ def main() -> None:
     options_of.add_argument("--layer", type=int, default=7)
     options = options_of.parse_args()
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, device=options.device)
     chosen = distinct_records(options.records, options.first, options.edits)
     config = emmet.EditConfig(layers=[options.layer])
     rows = []

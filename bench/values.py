@@ -127,7 +127,7 @@ def main() -> None:
     options_of.add_argument("--curve", action="store_true", help="loss against time, too")
     options = options_of.parse_args()
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, device=options.device)
     arch = discover(model)
     config = EditConfig(layers=[options.layer], batch_size=options.batch).resolve(model.config)
     prefixes = sample_prefixes(model, tokenizer, count=config.prefix_count, length=config.prefix_length, seed=0)

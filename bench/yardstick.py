@@ -32,7 +32,7 @@ def published_value(
     model: nn.Module, layer: nn.Module, prompts: Sequence[Prompt], essence: Prompt, config: ResolvedConfig
 ) -> PublishedValue:
     """v* at the output of a decoder layer; `prompts` are the edit's with target, `essence` is "{subject} is a"."""
-    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    delta = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     with frozen(model), _Shifted(model, layer, prompts, essence, delta) as shifted:
         unedited: Tensor | None = None
@@ -61,7 +61,7 @@ def published_loss(
     target: Tensor,
 ) -> float:
     """The loss of a v* that was found in some other way."""
-    delta = torch.zeros(model.config.hidden_size)
+    delta = torch.zeros(model.config.hidden_size, device=model.device)
     with torch.no_grad(), _Shifted(model, layer, prompts, essence, delta) as shifted:
         unedited = shifted.log_probabilities()[-1, essence.subject]
         delta.add_(target - shifted.start)
@@ -77,11 +77,12 @@ class _Shifted:
         self, model: nn.Module, layer: nn.Module, prompts: Sequence[Prompt], essence: Prompt, delta: Tensor
     ) -> None:
         self._model, self._layer, self._prompts, self._essence, self._delta = model, layer, prompts, essence, delta
-        self._ids, self._mask = pad_rows([*(prompt.ids[:-1] for prompt in prompts), essence.ids])
-        self._subjects = torch.tensor([prompt.subject for prompt in (*prompts, essence)])
+        ids, mask = pad_rows([*(prompt.ids[:-1] for prompt in prompts), essence.ids])
+        self._ids, self._mask = ids.to(delta.device), mask.to(delta.device)
+        self._subjects = torch.tensor([prompt.subject for prompt in (*prompts, essence)], device=delta.device)
 
     def __enter__(self) -> _Shifted:
-        rows = torch.arange(len(self._subjects))
+        rows = torch.arange(len(self._subjects), device=self._subjects.device)
 
         def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
             self.start = output[0, self._subjects[0]].detach().clone()
@@ -103,7 +104,7 @@ class _Shifted:
         nll = torch.stack(
             [
                 -log_probabilities[row, prompt.target.start - 1 : prompt.target.stop - 1]
-                .gather(1, torch.tensor(prompt.ids[prompt.target.start :])[:, None])
+                .gather(1, self._ids.new_tensor(prompt.ids[prompt.target.start :])[:, None])
                 .mean()
                 for row, prompt in enumerate(self._prompts)
             ]

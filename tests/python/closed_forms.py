@@ -29,6 +29,12 @@ class Problem:
         return (gram + gram.T) / 2
 
 
+def singles(problem: Problem) -> list[Problem]:
+    """Each edit of a problem by itself."""
+    rows = [slice(i, i + 1) for i in range(len(problem.keys))]
+    return [Problem(problem.moment, problem.keys[row], problem.residuals[row]) for row in rows]
+
+
 def condition(matrix: Array) -> float:
     """2-norm condition number of a symmetric matrix scaled to unit diagonal: lengths of keys alone cost no digits."""
     scale = 1 / np.sqrt(np.diag(matrix))

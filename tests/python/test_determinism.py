@@ -10,6 +10,7 @@ from pathlib import Path
 from workspace import EDITS, TEXT, contents, save_model, write_lines
 
 STATISTICS = "stats ../model --corpus text.txt --layers 0-1 --tokens 1000 --out stats"
+EXPORT = "export delta --model ../model --format model --out edited"
 EDIT = "edit ../model edits.jsonl --layers 0-1 --method memit --ridge 0.1 --stats stats --out delta --values values"
 
 
@@ -21,7 +22,7 @@ def test_the_command_line_writes_the_same_bytes_again(tmp_path: Path) -> None:
         write_lines(folder / "edits.jsonl", EDITS)
         (folder / "text.txt").write_text(TEXT)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(seed)}
-        for line in (STATISTICS, EDIT):
+        for line in (STATISTICS, EDIT, EXPORT):
             arguments = [sys.executable, "-m", "emmet", *line.split(), "--quiet"]
             subprocess.run(arguments, cwd=folder, env=environment, check=True)
     first, second = map(contents, folders)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import closed_forms
-from closed_forms import Array, Problem, problem, tolerance
-from emmet import DependentKeysError, EmmetError, NonFiniteError, Preservation, Update, solve
+from closed_forms import Array, Problem, problem, singles, tolerance
+from emmet import DependentKeysError, EmmetError, NonFiniteError, Preservation, Update, solve, solve_each
 
 D = 6
 SCALES = [1e-8, 1e-4, 1.0, 1e4, 1e8]
@@ -95,6 +95,20 @@ def test_a_ridge_gives_the_minimiser(condition: float, n: int) -> None:
         assert distance(found, exact(moment, case, ridge)) < tolerance(moment, system)
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_edits_alone_are_as_exact(condition: float, ridge: float) -> None:
+    for scale in SCALES:
+        case = problem(np.random.default_rng(3), D, 3, d_out=4, condition=condition)
+        case = Problem(case.moment, scale * case.keys, case.residuals)
+        metric, moment = metric_of(case)
+        updates = solve_each(metric, torch.from_numpy(case.keys), torch.from_numpy(case.residuals), ridge)
+        for one, update in zip(singles(case), updates, strict=True):
+            assert distance(update.dense().numpy(), exact(moment, one, ridge)) < tolerance(moment)
+            if ridge == 0:
+                assert violation(update.dense().numpy(), one) < CONSTRAINT
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("copies", [2, 4])
 def test_keys_that_are_the_same_are_named(scale: float, copies: int) -> None:
@@ -145,6 +159,27 @@ def test_extremes_give_the_right_update_or_an_error(of: str, extreme: float, rid
     assert np.abs(weight.numpy() - np.array(expected.tolist(), dtype=float)).max() < smallest or (
         distance(weight.numpy(), expected) < 1e-6
     )
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("of", ["moment", "keys", "residuals"])
+@pytest.mark.parametrize("ridge", [0.0, 1.0])
+def test_extremes_of_edits_alone(of: str, extreme: float, ridge: float) -> None:
+    case = problem(np.random.default_rng(0), D, 3)
+    parts = {"moment": case.moment, "keys": case.keys, "residuals": case.residuals}
+    case = Problem(**parts | {of: extreme * parts[of]})
+    try:
+        metric, moment = metric_of(case)
+        updates = solve_each(metric, torch.from_numpy(case.keys), torch.from_numpy(case.residuals), ridge)
+    except EmmetError:
+        return
+    for one, update in zip(singles(case), updates, strict=True):
+        found, expected = update.dense().numpy(), exact(moment, one, ridge)
+        assert np.isfinite(found).all()
+        smallest = 1e-300  # where products of parts fall below the normal numbers, digits are lost
+        assert np.abs(found - np.array(expected.tolist(), dtype=float)).max() < smallest or (
+            distance(found, expected) < 1e-6
+        )
 
 
 @pytest.mark.parametrize(("n", "ridge"), [(3, 0.0), (3, 1.0), (3, "auto"), (D + 1, 1.0), (D + 1, "auto")])

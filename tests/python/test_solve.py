@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import closed_forms
-from closed_forms import Array, Problem, condition, problem, problems, relative_error, tolerance
+from closed_forms import Array, Problem, condition, problem, problems, relative_error, singles, tolerance
 from emmet import (
     DependentKeysError,
     EmmetError,
@@ -52,12 +52,6 @@ def delta(update: Update) -> Array:
 def comparable_lambda(problem: Problem, exponent: float) -> float:
     """A weight of C that neither side of MEMIT's objective drowns in, times 10 to this exponent."""
     return float(10**exponent * np.mean(np.diag(problem.gram())))
-
-
-def singles(problem: Problem) -> list[Problem]:
-    """Each edit of a problem by itself."""
-    rows = [slice(i, i + 1) for i in range(len(problem.keys))]
-    return [Problem(problem.moment, problem.keys[row], problem.residuals[row]) for row in rows]
 
 
 def well_conditioned(n: int, d: int = 10) -> Problem:
