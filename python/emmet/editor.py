@@ -22,6 +22,7 @@ from .edits import Edit
 from .errors import ConfigError, EmmetError, ModelError, NonFiniteError, StatisticsError
 from .fingerprint import Identity, rest_fingerprint, tensor_digest
 from .forward import last_token_states
+from .heap import trim_heap
 from .keys import checked_prompts, in_contexts, prompt_keys, subject_keys
 from .ledger import Base, Batch, Entry, Given, Ledger
 from .memories import Memories
@@ -368,6 +369,7 @@ class Editor:
         for layer in self.config.layers:
             metric = self._memories.after(layer, ledger.batches)
             given[layer] = give(layer).to(metric.device)
+            trim_heap()  # of value search and forward passes
             updates[layer] = solve(metric, given[layer].keys, given[layer].residuals, self.config.ridge)
             projection = self.arch.projection(layer)
             updates[layer].apply_(projection.weight, projection.transposed)
