@@ -1,7 +1,8 @@
-"""What was freed goes back to the system."""
+"""What was freed goes back to the system, and what is kept is bounded."""
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -29,3 +30,17 @@ def test_gaps_are_given_back() -> None:
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_malloc_trim", None)
     heap.trim_heap()
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_the_environment_may_say_how_many_kernels(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "")
+    if given is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, given)
+    heap.bound_kernel_cache()
+    assert os.environ[name] == kept

@@ -12,6 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from ..distributed import ALONE, World, joined
 from ..errors import ConfigError, EmmetError, LostProcessError
+from ..heap import bound_kernel_cache
 from .edit import add_edit
 from .eval import add_eval
 from .export import add_export
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command goes on from there (docs/reliability.md). Other errors, which are emmet's own, propagate. Of several
     processes, which torchrun starts, only the first prints.
     """
+    bound_kernel_cache()
     world = ALONE
     try:
         with joined() as world:
