@@ -22,6 +22,7 @@ from emmet.storage import (
     first_line,
     new_file,
     new_folder,
+    parse_json,
     read_tensors,
     write_json,
     write_tensors,
@@ -202,3 +203,9 @@ def test_the_same_tensors_are_the_same_bytes_in_every_process(tmp_path: Path) ->
     contents = {(tmp_path / str(number)).read_bytes() for number in range(3)}
     assert len(contents) == 1
     assert read_tensors(tmp_path / "0").metadata == metadata
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", '{"a": }'])
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"nested too deeply|line 1 column"):
+        parse_json(text)
