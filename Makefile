@@ -69,7 +69,8 @@ test-cuda: $(DONE)/cuda ## Install emmet for CUDA, and run the Python tests on a
 
 test-python: $(DONE)/dev ## Run the Python tests; those on a real model or real data only where these can be had
 	-$(MAKE) model
-	EMMET_DATA="$(EMMET_DATA)" EMMET_SMOLLM2="$${EMMET_SMOLLM2:-$$(ls $(MODELS)/*.gguf 2>/dev/null)}" $(BIN)/pytest
+	EMMET_DATA="$(EMMET_DATA)" EMMET_SMOLLM2="$${EMMET_SMOLLM2:-$$(ls $(MODELS)/*.gguf 2>/dev/null)}" OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 test-packaging: $(DONE)/dev ## Build the distributions, look into them, and use what they install
 	$(BIN)/pytest -m packaging tests/packaging

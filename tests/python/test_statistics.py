@@ -252,7 +252,7 @@ class TestCheck:
         statistics.check(discover(llama()), 1, 2)
 
     def test_few_tokens_are_called_so(self, text: Path) -> None:
-        what = "layer 1 are of 159 tokens, few for keys of width 80: .* from 800"
+        what = "layer [12] are of 159 tokens, few for keys of width 80: .* from 800"
         with pytest.warns(EmmetWarning, match=what):
             few = collect(llama(), text, tokens=159)
         with pytest.warns(EmmetWarning, match=what):
@@ -291,13 +291,13 @@ def test_merging_is_collecting_on_both_texts(text: Path, tmp_path: Path) -> None
     other = tmp_path / "other.txt"
     other.write_text("The capital of France is Paris. " * 50)
     model = llama()
-    one, two = collect(model, text), collect(model, other, tokens=70)
+    one, two = collect(model, text), collect(model, other, tokens=170)
     merged = one.merge(two)
     for layer in LAYERS:
-        of_one, of_two = by_definition(model, text, layer, 330), by_definition(model, other, layer, 70)
-        expected = (330 * of_one + 70 * of_two) / 400
+        of_one, of_two = by_definition(model, text, layer, 330), by_definition(model, other, layer, 170)
+        expected = (330 * of_one + 170 * of_two) / 500
         np.testing.assert_allclose(merged[layer].second_moment, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-        assert merged[layer].count == 400
+        assert merged[layer].count == 500
         assert [source.corpus for source in merged[layer].sources] == [str(text), str(other)]
     merged.check(discover(model), *LAYERS)
 
