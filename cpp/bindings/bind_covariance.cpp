@@ -9,7 +9,7 @@ void bind_covariance(py::module_& module) {
       "Running second moment C = E[k kᵀ] of the keys of one layer (Meng et al. 2022, section 3.1).\n\n"
       "Summed in float64, on `device`. Not to be changed by two threads at once.")
       .def(py::init([](int64_t dim, const DeviceLike& device) { return Covariance(dim, to_device(device)); }),
-           py::arg("dim"), py::arg("device") = "cpu", "An empty moment of keys of width `dim`.")
+           py::arg("dim"), py::arg("device") = "cpu", ReleaseGil(), "An empty moment of keys of width `dim`.")
       .def_static("from_sum", &Covariance::from_sum, py::arg("sum"), py::arg("count"), ReleaseGil(),
                   "Continue from what `sum()` [dim, dim] and `count()` gave earlier.")
       .def("add", &Covariance::add, py::arg("keys"), py::arg("mask") = py::none(), ReleaseGil(),

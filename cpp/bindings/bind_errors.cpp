@@ -21,6 +21,10 @@ void translate(std::exception_ptr raised) {
     PyErr_SetString(PyExc_MemoryError, error.what_without_backtrace());
   } catch (const c10::Error& error) {
     const std::string text = error.what_without_backtrace();
+    if (const auto cause = text.find("DefaultCPUAllocator"); cause != std::string::npos) {  // of no type of its own
+      PyErr_SetString(PyExc_MemoryError, text.c_str() + cause);
+      return;
+    }
     const std::string first_line = text.substr(0, text.find('\n'));  // a list of torch's backends may follow
     PyErr_SetString(error_type("EmmetError").ptr(), first_line.c_str());
   }

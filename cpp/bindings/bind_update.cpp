@@ -53,10 +53,12 @@ void bind_update(py::module_& module) {
           "from_factors",
           [](const at::Tensor& left, const at::Tensor& right) { return Update::from_factors(left, right); },
           py::arg("left"), py::arg("right"), ReleaseGil(),
-          "Take factors left [d_out, r] and right [r, d_in]; they are multiplied out when the product is smaller.")
+          "Take factors left [d_out, r] and right [r, d_in]; they are multiplied out when the product is smaller.\n\n"
+          "Tensors of float64 are not copied: they are not to be changed afterwards.")
       .def_static(
           "from_dense", [](const at::Tensor& dense) { return Update::from_dense(dense); }, py::arg("dense"),
-          ReleaseGil(), "Take Δ [d_out, d_in] as it is.")
+          ReleaseGil(),
+          "Take Δ [d_out, d_in] as it is. A tensor of float64 is not copied: it is not to be changed afterwards.")
       .def("dense", &Update::dense, ReleaseGil(), "Δ, [d_out, d_in] float64.")
       .def("apply_", &Update::apply_, py::arg("weight"), py::arg("transposed") = false, ReleaseGil(),
            "weight += Δ in place; weight is [d_out, d_in], or [d_in, d_out] with `transposed` (GPT-2's Conv1D). Where\n"
@@ -83,8 +85,12 @@ void bind_update(py::module_& module) {
           "load", [](const path& file) { return Update::load(file.string()); }, py::arg("path"), ReleaseGil(),
           "Read what `save` wrote. Raises FormatError for any other file.")
       .def_property_readonly("is_low_rank", &Update::is_low_rank, "Whether Δ is kept as factors.")
-      .def_property_readonly("left", &Update::left, "Left factor [d_out, rank]. Raises EmmetError when Δ is dense.")
-      .def_property_readonly("right", &Update::right, "Right factor [rank, d_in]. Raises EmmetError when Δ is dense.")
+      .def_property_readonly(
+          "left", &Update::left,
+          "Left factor [d_out, rank], not copied: not to be changed. Raises EmmetError when Δ is dense.")
+      .def_property_readonly(
+          "right", &Update::right,
+          "Right factor [rank, d_in], not copied: not to be changed. Raises EmmetError when Δ is dense.")
       .def_property_readonly(
           "shape", [](const Update& self) { return std::make_pair(self.rows(), self.columns()); }, "(d_out, d_in).")
       .def_property_readonly("device", &Update::device, "Device that holds Δ.")

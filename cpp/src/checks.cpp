@@ -1,5 +1,6 @@
 #include "checks.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/isnan.h>
@@ -7,12 +8,20 @@
 #include <ATen/ops/nonzero.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 
 #include "emmet/error.h"
 
 namespace emmet {
+namespace {
+
+constexpr double kAsymmetry = 1e-6;  // relative; sums that were made in float32 pass
+// Rows of a matrix that are compared with its columns at a time.
+constexpr int64_t kBlockRows = 512;
+
+}  // namespace
 
 void require_floating(const at::Tensor& tensor, const std::string& name) {
   if (!tensor.defined()) {
@@ -62,6 +71,32 @@ void require_finite_rows(const at::Tensor& tensor, const std::string& name, cons
   const char* found = at::isnan(rows[row]).any().item<bool>() ? "NaN" : "Inf";
   throw NonFiniteError(c10::str("expected finite ", name, ", got ", found, " in row ", row + 1, " of ", rows.size(0),
                                 "; leave that row out, or find what makes it overflow"));
+}
+
+void require_symmetric(const at::Tensor& matrix, const std::string& name, const std::string& source) {
+  require_floating(matrix, name);
+  if (matrix.dim() != 2 || matrix.size(0) != matrix.size(1) || matrix.size(0) == 0) {
+    throw ShapeError(c10::str("expected ", name, " [d, d], got ", matrix.sizes(), "; pass what ", source, " gives"));
+  }
+  require_finite_rows(matrix, name);
+  double asymmetry = 0.0;
+  for (int64_t row = 0; row < matrix.size(0); row += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, matrix.size(0) - row);
+    const auto difference = matrix.narrow(0, row, count) - matrix.narrow(1, row, count).mT();
+    asymmetry = std::max(asymmetry, largest_magnitude(difference));
+  }
+  const double largest = largest_magnitude(matrix);
+  if (asymmetry > kAsymmetry * largest) {
+    throw ShapeError(c10::str("expected a symmetric ", name, ", got one with a relative asymmetry of ",
+                              asymmetry / largest, "; pass what ", source, " gives"));
+  }
+}
+
+void require_same_count(const at::Tensor& keys, const at::Tensor& residuals) {
+  if (residuals.size(0) != keys.size(0)) {
+    throw ShapeError(c10::str("expected as many residuals as keys, got ", residuals.size(0), " and ", keys.size(0),
+                              "; give one row of each an edit"));
+  }
 }
 
 at::Tensor as_rows(const at::Tensor& tensor, int64_t width, c10::Device device, const std::string& name) {

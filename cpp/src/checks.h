@@ -23,6 +23,13 @@ void require_device(const at::Tensor& tensor, c10::Device device, const std::str
 void require_finite_rows(const at::Tensor& tensor, const std::string& name,
                          const std::optional<at::Tensor>& selected = std::nullopt);
 
+/// Throws ShapeError unless `matrix` is floating, [d, d] with d > 0, and symmetric but for what sums in float32 leave;
+/// NonFiniteError unless it is finite. `source` is what gives such a matrix.
+void require_symmetric(const at::Tensor& matrix, const std::string& name, const std::string& source);
+
+/// Throws ShapeError unless there are as many rows of residuals as of keys.
+void require_same_count(const at::Tensor& keys, const at::Tensor& residuals);
+
 /// `tensor` [n, width] on `device`, or [width] taken as n = 1, as float64 rows. Throws ShapeError and NonFiniteError.
 at::Tensor as_rows(const at::Tensor& tensor, int64_t width, c10::Device device, const std::string& name);
 

@@ -8,6 +8,7 @@
 #include <ATen/ops/geqrf.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ormqr.h>
 #include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
@@ -18,6 +19,7 @@
 #include <utility>
 
 #include "cpu/cholesky_update.h"
+#include "float32_products.h"
 #include "gram.h"
 #include "system.h"
 
@@ -46,6 +48,15 @@ constexpr int64_t kPanel = 256;
 void solve_rows_(const at::Tensor& rows, const at::Tensor& triangle, bool upper) {
   auto columns = rows.mT();
   at::linalg_solve_triangular_out(columns, triangle, columns, upper);
+}
+
+// rows -= some · matrix.
+void subtract_product_(const at::Tensor& rows, const at::Tensor& some, const at::Tensor& matrix) {
+  if (rows.is_cpu() && rows.scalar_type() == at::kFloat && rounds_float32_products()) {
+    rows.sub_(at::mm(some.to(at::kDouble), matrix.to(at::kDouble)));
+  } else {
+    rows.addmm_(some, matrix, 1, -1);
+  }
 }
 
 // Replaces an upper triangle U by that of the QR factorisation of [U; rows], with a positive diagonal: by Householder
@@ -146,7 +157,7 @@ void CholeskyFactor::change_halves_(const at::Tensor& rows, const Change& change
 void CholeskyFactor::solve_(const at::Tensor& rows) const {
   change_halves_(rows, [&](const at::Tensor& left, const at::Tensor& right) {
     solve_rows_(left, upper_first().mT(), /*upper=*/false);
-    right.addmm_(left.narrow(1, 0, split()), side_.mT(), 1, -1);
+    subtract_product_(right, left.narrow(1, 0, split()), side_.mT());
     solve_rows_(right, lower_second(), /*upper=*/false);
   });
 }
@@ -154,7 +165,7 @@ void CholeskyFactor::solve_(const at::Tensor& rows) const {
 void CholeskyFactor::solve_transposed_(const at::Tensor& rows) const {
   change_halves_(rows, [&](const at::Tensor& left, const at::Tensor& right) {
     solve_rows_(right, lower_second().mT(), /*upper=*/true);
-    left.narrow(1, 0, split()).addmm_(right, side_, 1, -1);
+    subtract_product_(left.narrow(1, 0, split()), right, side_);
     solve_rows_(left, upper_first(), /*upper=*/true);
   });
 }

@@ -11,13 +11,13 @@
 
 #include "checks.h"
 #include "emmet/error.h"
+#include "float32_products.h"
 #include "gram.h"
 
 namespace emmet {
 namespace {
 
-constexpr int64_t kRowsPerFlush = 4096;      // float32 sums over more rows would begin to lose digits
-constexpr double kSymmetryTolerance = 1e-6;  // relative; sums that were made in float32 pass
+constexpr int64_t kRowsPerFlush = 4096;  // float32 sums over more rows would begin to lose digits
 
 /// Rows that `mask` [...] selects of keys [..., d], as a boolean [n]; throws ShapeError when the mask does not fit.
 at::Tensor selected_rows(const at::Tensor& keys, const at::Tensor& mask) {
@@ -34,20 +34,16 @@ at::Tensor selected_rows(const at::Tensor& keys, const at::Tensor& mask) {
   return mask.reshape(-1).ne(0);
 }
 
-/// Whether torch's user has allowed products of float32 on the CPU to drop digits.
-bool rounds_float32_products() {
-  using at::Float32Precision;
-  const auto precision = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
-  return precision == Float32Precision::BF16 || precision == Float32Precision::TF32;
-}
-
-/// The dtype in which sums over kRowsPerFlush products neither overflow nor lose digits that the keys have.
+/// The dtype in which sums over kRowsPerFlush products neither overflow nor underflow nor lose digits that keys have.
 at::ScalarType product_dtype(const at::Tensor& rows) {
   if (rows.scalar_type() == at::kDouble || (rows.is_cpu() && rounds_float32_products())) {
     return at::kDouble;
   }
-  const double largest = largest_magnitude(rows);
-  return largest * largest * kRowsPerFlush > std::numeric_limits<float>::max() ? at::kDouble : at::kFloat;
+  using Float = std::numeric_limits<float>;
+  const double largest = largest_magnitude(rows), square = largest * largest;
+  const bool overflows = square * kRowsPerFlush > Float::max();
+  const bool underflows = square > 0 && square < Float::min() / Float::epsilon();  // what is an epsilon of it, too
+  return overflows || underflows ? at::kDouble : at::kFloat;
 }
 
 /// Whether products of rows as they are can be summed in float32: cuBLAS does so with half precision. It may sum those
@@ -68,16 +64,8 @@ Covariance::Covariance(int64_t dim, c10::Device device) {
 
 Covariance Covariance::from_sum(const at::Tensor& sum, int64_t count) {
   const c10::InferenceMode inference;
-  require_floating(sum, "sum");
-  if (sum.dim() != 2 || sum.size(0) != sum.size(1)) {
-    throw ShapeError(c10::str("expected a square sum [dim, dim], got ", sum.sizes(), "; pass what sum() gave"));
-  }
-  require_finite_rows(sum, "sum");
-  const double largest = largest_magnitude(sum);
-  if (largest_magnitude(sum.sub(sum.t())) > kSymmetryTolerance * largest) {
-    throw Error("expected a symmetric sum, got one that is not; pass what sum() gave");
-  }
-  if (count < 0 || (count == 0 && largest > 0)) {
+  require_symmetric(sum, "sum", "Covariance.sum()");
+  if (count < 0 || (count == 0 && largest_magnitude(sum) > 0)) {
     throw Error(c10::str("expected the number of keys behind the sum, got ", count, "; pass what count() gave"));
   }
   Covariance moment(sum.size(0), sum.device());

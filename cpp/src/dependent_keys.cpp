@@ -20,8 +20,10 @@ using Groups = std::vector<std::vector<int64_t>>;
 
 // Keys whose cosine is closer to ±1 than this coincide.
 constexpr double kCoincidence = 1e-12;
-// Eigenvalues of the matrix of cosines below this belong to a dependency.
+// Eigenvalues of the matrix of cosines of n keys below the larger of these, the second times n, belong to a dependency.
+// They add up to n, so that there is one wherever the condition number is above 1e12.
 constexpr double kNullEigenvalue = 1e-10;
+constexpr double kNullEigenvalueOfEachKey = 1e-12;
 // A key takes part in a dependency when its coefficient in it reaches this share of the largest.
 constexpr double kShare = 1e-3;
 constexpr int64_t kBlockRows = 1024;
@@ -78,7 +80,8 @@ Groups coinciding(const at::Tensor& unit) {
 // each set of rows that depend on each other.
 Groups jointly_dependent(const at::Tensor& unit) {
   const auto [values, vectors] = at::linalg_eigh(at::matmul(unit, unit.mT()));
-  const auto null = values <= std::max(kNullEigenvalue, values.min().item<double>());
+  const auto null = values <= std::max(kNullEigenvalue, kNullEigenvalueOfEachKey * static_cast<double>(unit.size(0)));
+  if (!null.any().item<bool>()) return {};
   const auto projector = at::matmul(vectors * null, vectors.mT());
   Partition partition(unit.size(0));
   partition.join_where(projector.abs() >= kShare * projector.diagonal().max());
@@ -99,12 +102,8 @@ std::string list_text(const std::vector<int64_t>& group) {
                edits, "; use the metric in float64, one of more tokens or a larger jitter, or a ridge > 0"));
 }
 
-}  // namespace
-
 Groups dependent_groups(const at::Tensor& whitened) {
-  const auto lengths = whitened.norm(2, 1, /*keepdim=*/true);
-  if (const auto zero = indices_where(lengths == 0); !zero.empty()) return {zero};
-  const auto unit = whitened / lengths;
+  const auto unit = whitened / whitened.norm(2, 1, /*keepdim=*/true);
   if (auto groups = coinciding(unit); !groups.empty()) return groups;
   if (unit.size(0) > unit.size(1)) {
     std::vector<int64_t> all(unit.size(0));
@@ -114,7 +113,10 @@ Groups dependent_groups(const at::Tensor& whitened) {
   return jointly_dependent(unit);
 }
 
+}  // namespace
+
 void throw_dependent_keys(const at::Tensor& whitened) {
+  require_nonzero_keys(whitened);
   const auto groups = dependent_groups(whitened);
   if (groups.empty()) throw_for_metric("");
   std::string named;
@@ -129,13 +131,12 @@ void throw_dependent_keys(const at::Tensor& whitened) {
       groups);
 }
 
-void require_nonzero_keys(const at::Tensor& squared, int64_t first) {
-  const auto zero = indices_where(squared <= 0, first);
+void require_nonzero_keys(const at::Tensor& whitened) {
+  const auto zero = indices_where(whitened.square().sum(1) == 0);
   if (zero.empty()) return;
-  throw DependentKeysError(
-      c10::str("expected keys that are not zero in the metric for an equality constraint, got zero ones of edits ",
-               list_text(zero), "; leave these edits out, or use a ridge > 0"),
-      {zero});
+  throw DependentKeysError(c10::str("expected keys that are not zero in the metric, got zero ones of edits ",
+                                    list_text(zero), "; leave these edits out, or use a ridge > 0"),
+                           {zero});
 }
 
 void require_metric_for(const at::Tensor& met, int64_t first) {

@@ -4,6 +4,8 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 
@@ -17,7 +19,9 @@ constexpr int64_t kBlockOnGpu = 1024;
 }  // namespace
 
 void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dtype, double scale) {
-  const at::NoTF32Guard no_tf32;  // which would drop 13 of the 24 bits of float32 keys
+  // Either would drop digits of float32 keys; in autocast to float16, sums of squares would overflow.
+  const at::NoTF32Guard no_tf32;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const int64_t dim = rows.size(1), block = rows.is_cpu() ? kBlock : kBlockOnGpu;
   for (int64_t start = 0; start < dim; start += block) {
     const int64_t height = std::min(block, dim - start), width = dim - start;

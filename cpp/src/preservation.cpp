@@ -8,7 +8,6 @@
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -26,32 +25,13 @@ namespace emmet {
 namespace {
 
 constexpr std::array<double, 10> kJitters = {0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2};
-constexpr double kAsymmetry = 1e-6;
-// Rows of a matrix that are looked at at a time.
-constexpr int64_t kBlockRows = 512;
 // Relative to the largest eigenvalue: what sums in float32 may leave of a zero.
 constexpr double kNegativeEigenvalue = 1e-6;
 constexpr const char* kFormat = "emmet.preservation.2";
 
 at::Tensor checked_moment(const at::Tensor& moment) {
-  require_floating(moment, "second_moment");
-  if (moment.dim() != 2 || moment.size(0) != moment.size(1) || moment.size(0) == 0) {
-    throw ShapeError(c10::str("expected second_moment [d, d], got ", moment.sizes(),
-                              "; pass what Covariance.second_moment() gives"));
-  }
-  require_finite_rows(moment, "second_moment");
-  const auto exact = moment.to(at::kDouble);
-  double asymmetry = 0.0;
-  for (int64_t row = 0; row < exact.size(0); row += kBlockRows) {
-    const int64_t count = std::min(kBlockRows, exact.size(0) - row);
-    const auto difference = exact.narrow(0, row, count) - exact.narrow(1, row, count).mT();
-    asymmetry = std::max(asymmetry, largest_magnitude(difference));
-  }
-  if (asymmetry > kAsymmetry * largest_magnitude(exact)) {
-    throw ShapeError(c10::str("expected a symmetric second_moment, got one with a relative asymmetry of ",
-                              asymmetry / largest_magnitude(exact), "; pass what Covariance.second_moment() gives"));
-  }
-  return exact;
+  require_symmetric(moment, "second_moment", "Covariance.second_moment()");
+  return moment.to(at::kDouble);
 }
 
 void require_not_negative(double value, const char* name) {

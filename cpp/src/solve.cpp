@@ -84,10 +84,10 @@ struct Factorised {
 Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, double ridge) {
   const bool underdetermined = whitened.size(0) > whitened.size(1);
   if (ridge == 0.0 && underdetermined) throw_dependent_keys(whitened);
-  const auto longest = gram.diagonal().max().item<double>();
   System system(with_ridge_(gram, ridge));
   if (system.condition() > kLargestCondition) {
     if (ridge == 0.0) throw_dependent_keys(whitened);
+    const auto longest = whitened.square().sum(1).max().item<double>();
     throw NotPositiveDefiniteError(c10::str("expected a ridge that makes the system definite, got ", ridge,
                                             " beside a squared key length of ", longest,
                                             "; use a larger ridge, or have it chosen (automatic)"));
@@ -224,12 +224,17 @@ Update solve_by_dimensions(const Preservation& preservation, const at::Tensor& A
   return Update::from_dense(delta, diagnostics);
 }
 
-// Adds the updates of edits that know nothing of each other: left = r / √(s + μ) and right = kᵀC⁻¹ / √(s + μ) of each,
-// with s = kᵀC⁻¹k.
-void solve_alone(std::vector<Update>& updates, const Preservation& preservation, const at::Tensor& K,
-                 const at::Tensor& R, double mu) {
+struct Edits {
+  at::Tensor keys, residuals;  // [n, d_in] and [n, d_out], float64
+};
+
+// Adds the updates of the next of some edits that know nothing of each other: left = r / √(s + μ) and
+// right = kᵀC⁻¹ / √(s + μ) of each, with s = kᵀC⁻¹k.
+void solve_next(std::vector<Update>& updates, const Preservation& preservation, const Edits& edits, double mu) {
   const auto first = static_cast<int64_t>(updates.size());
-  const double share_of_each = 1.0 / static_cast<double>(K.size(0));
+  const int64_t count = std::min(kAlone, edits.keys.size(0) - first);
+  const auto K = edits.keys.narrow(0, first, count), R = edits.residuals.narrow(0, first, count);
+  const double share_of_each = 1.0 / static_cast<double>(count);
   Stopwatch stopwatch(K.device());
   const auto A = preservation.whiten(K);
   const auto squared = A.square().sum(1, /*keepdim=*/true);  // s, [n, 1]
@@ -239,7 +244,7 @@ void solve_alone(std::vector<Update>& updates, const Preservation& preservation,
   const auto norms = R.norm(2, 1, /*keepdim=*/true);
   require_representable_each(squared, first, "the squared length of a key in the metric");
   require_representable_each(norms, first, "the squared length of a residual");
-  if (mu == 0.0) require_nonzero_keys(squared, first);
+  if (mu == 0.0 && squared.min().item<double>() == 0.0) require_nonzero_keys(preservation.whiten(edits.keys));
   const auto scale = (squared + mu).rsqrt();
   right.mul_(scale);
   const auto answer = at::linalg_vecdot(K, right).unsqueeze(1);  // to the key, of one unit of left
@@ -249,7 +254,7 @@ void solve_alone(std::vector<Update>& updates, const Preservation& preservation,
   const auto cost = (left * (squared.sqrt() * scale)).square().sum(1).cpu();
   const double seconds_system = stopwatch.lap() * share_of_each;
 
-  for (int64_t i = 0; i < K.size(0); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     Diagnostics diagnostics;
     diagnostics.ridge = mu;
     diagnostics.constraint_residual = missing[i].item<double>();
@@ -260,18 +265,11 @@ void solve_alone(std::vector<Update>& updates, const Preservation& preservation,
   }
 }
 
-struct Edits {
-  at::Tensor keys, residuals;  // [n, d_in] and [n, d_out], float64
-};
-
 Edits checked(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals) {
-  const int64_t d_out = residuals.dim() == 0 ? 0 : residuals.size(-1);
+  if (residuals.dim() == 0) throw ShapeError("expected residuals [n, d_out], got []; give one row an edit");
   Edits edits{as_rows(keys, preservation.dim(), preservation.device(), "keys"),
-              as_rows(residuals, d_out, preservation.device(), "residuals")};
-  if (edits.residuals.size(0) != edits.keys.size(0)) {
-    throw ShapeError(c10::str("expected as many residuals as keys, got ", edits.residuals.size(0), " and ",
-                              edits.keys.size(0), "; give one row of each an edit"));
-  }
+              as_rows(residuals, residuals.size(-1), preservation.device(), "residuals")};
+  require_same_count(edits.keys, edits.residuals);
   return edits;
 }
 
@@ -312,13 +310,12 @@ Update solve(const Preservation& preservation, const at::Tensor& keys, const at:
 std::vector<Update> solve_each(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals,
                                Ridge ridge) {
   const at::NoGradGuard no_grad;
-  const auto [K, R] = checked(preservation, keys, residuals);
+  const auto edits = checked(preservation, keys, residuals);
+  const auto count = static_cast<size_t>(edits.keys.size(0));
   std::vector<Update> updates;
-  updates.reserve(K.size(0));
-  for (int64_t first = 0; first < K.size(0); first += kAlone) {
-    const int64_t count = std::min(kAlone, K.size(0) - first);
-    solve_alone(updates, preservation, K.narrow(0, first, count), R.narrow(0, first, count),
-                ridge.is_automatic() ? 0.0 : ridge.value());
+  updates.reserve(count);
+  while (updates.size() < count) {
+    solve_next(updates, preservation, edits, ridge.is_automatic() ? 0.0 : ridge.value());
   }
   return updates;
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "checks.h"
@@ -37,10 +38,10 @@ constexpr std::pair<const char*, double Diagnostics::*> kDiagnostics[] = {
 
 void require_matrix(const at::Tensor& tensor, const char* name) {
   require_floating(tensor, name);
-  if (tensor.dim() != 2) {
-    throw ShapeError(c10::str("expected ", name, " with two dimensions, got ", tensor.sizes(), "; pass a matrix"));
+  if (tensor.dim() != 2 || tensor.numel() == 0) {
+    throw ShapeError(c10::str("expected ", name, " with two dimensions, neither of size 0, got ", tensor.sizes(),
+                              "; pass a matrix with entries"));
   }
-  require_finite_rows(tensor, name);
 }
 
 // The singular value decomposition Δ L = U diag(σ) Vᵀ, where C = L Lᵀ.
@@ -85,7 +86,13 @@ int64_t rank_within(const at::Tensor& values, double tolerance) {
 // A metric that confines keys to a null space gives the rest of an update no weight, and would drop it silently.
 void require_inside(const Update& update, const Preservation& preservation) {
   if (preservation.rank() == preservation.dim()) return;
-  const auto rows = (update.is_low_rank() ? update.right() : update.dense()).to(preservation.device());
+  at::Tensor rows;  // R · right has the norms of Δ where left is Q · R
+  if (update.is_low_rank()) {
+    rows = at::matmul(std::get<1>(at::linalg_qr(update.left(), "r")), update.right());
+  } else {
+    rows = update.dense();
+  }
+  rows = rows.to(preservation.device());
   const auto inside = preservation.unwhiten(preservation.disturbance(rows));  // Δ Q L · L⁻¹Qᵀ
   if (relative_norm(rows - inside, rows) > kOutside) {
     throw Error(
@@ -99,9 +106,10 @@ void require_inside(const Update& update, const Preservation& preservation) {
 Update Update::from_factors(at::Tensor left, at::Tensor right, Diagnostics diagnostics) {
   const at::NoGradGuard no_grad;
   require_matrix(left, "left");
-  require_floating(right, "right");
-  require_device(right, left.device(), "right");
   require_matrix(right, "right");
+  require_device(right, left.device(), "right");
+  require_finite_rows(left, "left");
+  require_finite_rows(right, "right");
   if (left.size(1) != right.size(0)) {
     throw ShapeError(c10::str("expected left [d_out, r] and right [r, d_in], got ", left.sizes(), " and ",
                               right.sizes(), "; their inner sizes must agree"));
@@ -119,6 +127,7 @@ Update Update::from_factors(at::Tensor left, at::Tensor right, Diagnostics diagn
 
 Update Update::from_dense(at::Tensor dense, Diagnostics diagnostics) {
   require_matrix(dense, "dense");
+  require_finite_rows(dense, "dense");
   Update update;
   update.dense_ = dense.detach().to(at::kDouble);
   update.diagnostics_ = diagnostics;
@@ -200,10 +209,7 @@ Update Update::compress_to_tolerance(const Preservation& preservation, double to
 double Update::constraint_residual(const at::Tensor& keys, const at::Tensor& residuals) const {
   const at::NoGradGuard no_grad;
   const auto K = as_rows(keys, columns(), device(), "keys"), R = as_rows(residuals, rows(), device(), "residuals");
-  if (K.size(0) != R.size(0)) {
-    throw ShapeError(c10::str("expected as many residuals as keys, got ", R.size(0), " and ", K.size(0),
-                              "; give one row of each an edit"));
-  }
+  require_same_count(K, R);
   const auto effect = is_low_rank() ? at::matmul(at::matmul(K, right_.mT()), left_.mT()) : at::matmul(K, dense_.mT());
   return relative_norm(effect - R, R);
 }

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "oracle.h"
+#include "reduced_precision.h"
 
 namespace {
 
@@ -113,6 +114,19 @@ TEST(CholeskyFactor, SolvesMoreRowsThanABlock) {
   EXPECT_LT(oracle::relative_error(at::matmul(solved, factor.upper()), rows), kTolerance);
   factor.solve_transposed_(transposed);
   EXPECT_LT(oracle::relative_error(at::matmul(transposed, lower_of(factor)), rows), kTolerance);
+}
+
+TEST(CholeskyFactor, KeepsDigitsWhereTorchIsAskedToDropSome) {
+  const auto rounded = CholeskyFactor::of(definite(400), 0.0)->to(at::kFloat);
+  const at::Tensor upper = rounded.upper().to(at::kDouble), rows = oracle::random({64, 400}, 2);
+  for (const auto precision : {at::Float32Precision::BF16, at::Float32Precision::TF32}) {
+    const ReducedPrecision reduced(precision);
+    const at::Tensor solved = rows.clone(), transposed = rows.clone();
+    rounded.solve_(solved);
+    EXPECT_LT(oracle::relative_error(at::matmul(solved, upper), rows), 1e-5);
+    rounded.solve_transposed_(transposed);
+    EXPECT_LT(oracle::relative_error(at::matmul(transposed, upper.t()), rows), 1e-5);
+  }
 }
 
 TEST(CholeskyFactor, AddsTheShift) {

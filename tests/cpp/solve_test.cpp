@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <limits>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -181,7 +182,8 @@ TEST_P(DependentKeys, AreNamed) {
     FAIL() << "expected an error, got none";
   } catch (const emmet::DependentKeysError& error) {
     EXPECT_EQ(error.groups(), GetParam().groups);
-    const std::string first = "edits {" + std::to_string(error.groups()[0][0] + 1);
+    const auto& group = error.groups()[0];
+    const std::string first = (group.size() > 1 ? "edits {" : "edits ") + std::to_string(group[0] + 1);
     EXPECT_NE(std::string(error.what()).find(first), std::string::npos) << error.what();
   }
 }
@@ -251,10 +253,26 @@ TEST(Solve, RefusesARidgeBelowRounding) {
   }
 }
 
+TEST(Solve, SaysHowLongKeysAreBesideWhichARidgeIsTooSmall) {
+  const at::Tensor key = random({1, kIn}, 2);
+  const double squared = multiply(multiply(key, inverse(second_moment())), key.t()).item<double>();
+  for (const int64_t count : {int64_t{3}, 2 * kIn}) {  // fewer than dimensions, and more
+    const std::string text = message_of<emmet::NotPositiveDefiniteError>(
+        [&] { emmet::solve(metric(), key.expand({count, kIn}), random({count, kOut}, 3), 1e-20); });
+    const std::string before = "squared key length of ";
+    ASSERT_NE(text.find(before), std::string::npos) << text;
+    EXPECT_NEAR(std::stod(text.substr(text.find(before) + before.size())), squared, 1e-5 * squared) << text;
+  }
+}
+
 TEST(Solve, NothingCanBeDoneWithZeroKeys) {
   const at::Tensor keys = at::zeros({2, kIn}), residuals = random({2, kOut}, 3);
-  EXPECT_THROW(emmet::solve(metric(), keys, residuals, 0.0), emmet::DependentKeysError);
-  EXPECT_THROW(emmet::solve(metric(), keys, residuals, Ridge::automatic()), emmet::DependentKeysError);
+  for (const Ridge ridge : {Ridge(0.0), Ridge::automatic()}) {
+    const auto text = message_of<emmet::DependentKeysError>([&] { emmet::solve(metric(), keys, residuals, ridge); });
+    EXPECT_NE(text.find("zero ones of edits 1, 2; leave these edits out, or use a ridge > 0"), std::string::npos)
+        << text;
+    EXPECT_EQ(text.find("automatic"), std::string::npos) << text;
+  }
   EXPECT_EQ(emmet::solve(metric(), keys, residuals, 1.0).dense().abs().max().item<double>(), 0.0);
 }
 
@@ -282,7 +300,8 @@ TEST(Solve, RefusesKeysAndResidualsThatDoNotFit) {
   EXPECT_NE(message.find("got 2 and 3"), std::string::npos) << message;
   EXPECT_THROW(emmet::solve(preservation, keys.t(), residuals), emmet::ShapeError);
   EXPECT_THROW(emmet::solve(preservation, keys, residuals[0]), emmet::ShapeError);
-  EXPECT_THROW(emmet::solve(preservation, keys, residuals[0][0]), emmet::ShapeError);
+  const std::string of_none = message_of<emmet::ShapeError>([&] { emmet::solve(preservation, keys, residuals[0][0]); });
+  EXPECT_NE(of_none.find("expected residuals [n, d_out], got [];"), std::string::npos) << of_none;
   EXPECT_THROW(emmet::solve(preservation, keys.narrow(0, 0, 0), residuals.narrow(0, 0, 0)), emmet::ShapeError);
   EXPECT_THROW(emmet::solve(preservation, keys.to(at::kLong), residuals), emmet::ShapeError);
   EXPECT_THROW(emmet::solve(preservation, at::Tensor(), residuals), emmet::ShapeError);
@@ -424,9 +443,9 @@ TEST(SolveEach, TakesMoreEditsThanAreSolvedAtATime) {
     EXPECT_LT(oracle::relative_error(updates[i].dense(), expected), kTolerance);
   }
   at::Tensor zero = keys.clone();
-  zero[1025].zero_();
+  for (const int64_t i : {3, 1025}) zero[i].zero_();
   const auto text = message_of<emmet::DependentKeysError>([&] { emmet::solve_each(metric(), zero, residuals); });
-  EXPECT_NE(text.find("edits 1026;"), std::string::npos) << text;
+  EXPECT_NE(text.find("edits 4, 1026;"), std::string::npos) << text;
 }
 
 class SolveOn : public OnDevice {};

@@ -1,9 +1,13 @@
 #include "emmet/update.h"
 
+#include <ATen/ops/cat.h>
+#include <ATen/ops/diag.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/logspace.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
@@ -57,7 +61,9 @@ TEST(Update, RefusesWhatIsNoUpdate) {
   EXPECT_THROW(Update::from_factors(left, right.to(at::kLong)), emmet::ShapeError);
   EXPECT_THROW(Update::from_factors(at::Tensor(), right), emmet::ShapeError);
   EXPECT_THROW(Update::from_factors(left.mul(std::nan("")), right), emmet::NonFiniteError);
+  EXPECT_THROW(Update::from_factors(left.narrow(1, 0, 0), right.narrow(0, 0, 0)), emmet::ShapeError);
   EXPECT_THROW(Update::from_dense(left[0]), emmet::ShapeError);
+  EXPECT_THROW(Update::from_dense(left.narrow(0, 0, 0)), emmet::ShapeError);
   EXPECT_THROW(Update::from_dense(left.mul(std::numeric_limits<double>::infinity())), emmet::NonFiniteError);
 }
 
@@ -256,6 +262,21 @@ TEST_P(Compress, RefusesWhatMakesNoSense) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, Compress, testing::Bool());
+
+// The first direction is outside of the null space, the others are inside.
+TEST(Update, LeavesANullSpaceWhateverTheScaleOfItsFactors) {
+  const at::Tensor axes = at::eye(12, at::TensorOptions(at::kDouble));
+  const at::Tensor moment = at::diag(at::cat({at::ones({1}), at::full({11}, 1e-3)}).to(at::kDouble));
+  const auto metric = emmet::Preservation::null_space(moment, 0.1);
+  const auto update_with = [&](double outer_left, double outer_right) {  // of outer_left · outer_right outside
+    return Update::from_factors(at::stack({axes[0], axes[1].mul(outer_left)}, 1),
+                                at::stack({axes[3], axes[0].mul(outer_right)}));
+  };
+  EXPECT_THROW(update_with(1e7, 1e-7).compress_to_rank(metric, 2), emmet::Error);
+  EXPECT_THROW(update_with(1e-2, 1e-2).compress_to_rank(metric, 2), emmet::Error);
+  const Update inside = update_with(1e-10, 1.0);
+  EXPECT_LT(oracle::relative_error(inside.compress_to_rank(metric, 1).dense(), inside.dense()), 1e-9);
+}
 
 TEST(Update, SaysByHowMuchItMissesEdits) {
   const at::Tensor keys = random({3, 10}, 1), residuals = random({3, 6}, 2);

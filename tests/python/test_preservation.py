@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import closed_forms
@@ -26,8 +26,6 @@ from emmet import (
     solve,
 )
 from threads import runs_beside_python
-
-anything = settings(deadline=None)
 
 
 def metric(moment: Array, jitter: float | None = None) -> Preservation:
@@ -50,7 +48,6 @@ def from_tokens(count: int, d: int = 40, dtype: type = np.float64) -> Array:
 
 
 class TestMetric:
-    @anything
     @given(problems())
     def test_solve_and_gram_and_cost_are_their_definitions(self, case: Problem) -> None:
         preservation, keys = metric(case.moment), torch.from_numpy(case.keys)
@@ -62,7 +59,6 @@ class TestMetric:
         cost = np.trace(case.keys @ case.moment @ case.keys.T)
         assert preservation.cost(keys) == pytest.approx(cost, rel=1e-6)
 
-    @anything
     @given(problems())
     def test_whiten_and_unwhiten_are_the_two_halves_of_solve(self, case: Problem) -> None:
         preservation, keys = metric(case.moment), torch.from_numpy(case.keys)
@@ -151,7 +147,6 @@ class TestJitter:
 
 
 class TestAbsorb:
-    @anything
     @given(
         case=problems() | problems(isotropic=True),
         weight=st.floats(-3, 3).map(lambda exponent: 10.0**exponent),
@@ -261,7 +256,6 @@ class TestInput:
 class TestNullSpace:
     """C has eigenvalues from 1 down to 0.01, so that a threshold of 0.2 keeps a part of them."""
 
-    @anything
     @given(
         seed=st.integers(0, 2**32 - 1),
         count=st.integers(1, 40),

@@ -25,10 +25,11 @@ class Update {
   /// Takes factors left [d_out, r] and right [r, d_in]; multiplies them out when the product is smaller. Tensors of
   /// float64 are not copied: they are not to be changed afterwards.
   static Update from_factors(at::Tensor left, at::Tensor right, Diagnostics diagnostics = {});
+  /// Takes Δ [d_out, d_in], not copied either.
   static Update from_dense(at::Tensor dense, Diagnostics diagnostics = {});
 
   bool is_low_rank() const noexcept { return left_.defined(); }
-  /// Factors, float64. Throw Error when the update is dense.
+  /// Factors, float64, not copied: not to be changed. Throw Error when the update is dense.
   const at::Tensor& left() const;
   const at::Tensor& right() const;
   /// Δ, [d_out, d_in] float64.
