@@ -55,7 +55,7 @@ class EditConfig:
         one step along it.
     learning_rate: of Adam.
     contexts_per_step: of Adam: in how many of its contexts, the bare prompt and the prefixed ones, an edit is evaluated
-        in each step; they take turns. None evaluates all of them in each, as published.
+        in each step; they take turns. None evaluates all of them in each, as published, and so do too few steps.
     steps: the most that are taken, each one forward and backward pass; 1 for "gradient".
     clamp: the largest ‖δ‖/‖h‖.
     weight_decay: weight of ‖δ‖/‖h‖² in the loss.

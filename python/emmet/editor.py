@@ -18,7 +18,7 @@ from .architectures import Architecture, discover, require_weights
 from .config import EditConfig, ResolvedConfig
 from .delta import Delta, LayerDelta, LayerReport, summed
 from .distributed import ALONE, World
-from .edits import Edit
+from .edits import Edit, require_encodable
 from .errors import ConfigError, EmmetError, ModelError, NonFiniteError, StatisticsError
 from .fingerprint import Identity, rest_fingerprint, tensor_digest
 from .forward import last_token_states
@@ -31,7 +31,7 @@ from .progress import Progress, silent, within
 from .statistics import Statistics, collect_into_cache
 from .suffixes import Injection
 from .tokens import Prompt
-from .trial import check_resumable
+from .trial import tried
 from .value_cache import cached_values
 from .values import Values, optimise_values
 from .weights import Backup
@@ -102,10 +102,13 @@ class Editor:
     """Holds a model, its tokenizer and the preservation metrics of the layers that it edits.
 
     model: a decoder-only model of `transformers`; its weights are changed in place by `edit`.
+    tokenizer: the model's own.
+    config: the settings of the edits; None takes the defaults of `EditConfig`.
     statistics: second moments of the keys, as `collect_statistics` returns or a folder that it wrote; None collects
         them on `corpus`, once, and keeps them in the cache folder.
     corpus: as in `collect_statistics`; "self" is text that the model samples.
     value_cache: a folder to keep values in, and to take them from (see `value_cache`); None computes them each time.
+    progress: called as the work goes on (see `Progress`); by default nothing is.
     world: the processes that share the search for values and keys (see `distributed`). Each has the model, and makes
         the same calls: all come to the same edits.
 
@@ -151,6 +154,7 @@ class Editor:
         met.
         """
         prompts = self._prompts(edits)
+        require_encodable("author", author)
         size = 1 if self.config.method == "rome" else len(edits)
         values: list[Values] = []
         identity = self._identity()
@@ -482,5 +486,4 @@ def _injection(arch: Architecture, layers: Sequence[int]) -> Injection:
         message = f"expected one layer, got {len(layers)}: this model transforms what its MLPs give before it adds it"
         message += ", so that a residual cannot be spread over layers; choose one layer"
         raise ConfigError(message)
-    check_resumable(arch, injection)
-    return injection
+    return tried(arch, injection)

@@ -28,6 +28,16 @@ def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward pass has an argument of that name."""
+    return argument in _parameters(type(model).forward)
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What the model calls its cache of keys and values; transformers 5 has renamed "past_key_values" on the way."""
+    return "cache" if accepts(model, "cache") else "past_key_values"
+
+
 def model_inputs(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, cache: Cache | None = None
 ) -> dict[str, Any]:
@@ -35,11 +45,10 @@ def model_inputs(
 
     Positions are counted over unmasked tokens, so that padding on either side changes nothing.
     """
-    accepted = _parameters(type(model).forward)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": cache is not None}
     if cache is not None:
-        inputs["cache" if "cache" in accepted else "past_key_values"] = cache  # renamed in transformers 5
-    if "position_ids" in accepted:
+        inputs[cache_argument(model)] = cache
+    if accepts(model, "position_ids"):
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         inputs["position_ids"] = positions[:, positions.shape[1] - input_ids.shape[1] :]
     return inputs

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
+
 
 class _Stopped(Exception):  # noqa: N818 (it reports no error)
     """Leaves a forward pass whose remaining layers are not needed."""
@@ -119,6 +121,14 @@ def at_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[Non
     """
     with on_input(head, lambda hidden: hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0)):
         yield
+
+
+def require_gradients() -> None:
+    """Raise ConfigError where torch cannot compute gradients."""
+    if torch.is_inference_mode_enabled():
+        message = "expected a place where gradients can be computed, got torch.inference_mode(): "
+        message += "make and use the Editor outside of it (torch.no_grad() does no harm)"
+        raise ConfigError(message)
 
 
 @contextmanager

@@ -1,46 +1,172 @@
-"""Padded batches whose linear modules compute the real tokens alone."""
+"""Rows of tokens without their padding: attention sees them apart, all else in a model sees one row of real tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .hooks import forward_as
+from .forward import accepts, model_inputs
 
-# So few tokens are multiplied in the time that it takes to read the weight: leaving some of them out gains nothing.
-_FEW_TOKENS = 64
-
-
-def linear_modules(parts: Iterable[nn.Module]) -> list[nn.Module]:
-    """All modules inside of `parts` that map each token for itself by a weight."""
-    return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear | Conv1D)]
+# Attention that takes any mask, and settings of a model that bound how far back a token sees.
+_MASKED_ATTENTION = ("sdpa", "eager")
+_WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
-@contextmanager
-def without_padding(linears: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
-    """Let `linears` compute only the tokens that `mask` [rows, tokens] selects, of inputs [rows, tokens, width].
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether rows can be packed if nothing but attention mixes tokens, and attention sees whole rows.
 
-    Masked tokens get some real token's output, so that what follows stays finite, and no gradient passes through them:
-    nothing may attend to them or read them. Inputs of other shapes, as those of experts, are computed as they come, and
-    so are those of few tokens.
+    `trial` finds whether that is so.
     """
-    real = mask.flatten().nonzero().squeeze(1)
+    replaceable = all(config._attn_implementation in _MASKED_ATTENTION for config in _configs(model))
+    return replaceable and model._supports_attention_backend and accepts(model, "position_ids")
 
-    def packed(linear: Callable[..., Tensor], states: Tensor, *args: Any) -> Tensor:
-        if states.shape[:-1] != mask.shape:
-            return linear(states, *args)
-        places = real.to(states.device)
-        computed = linear(states.flatten(0, 1).index_select(0, places)[None], *args)[0]
-        filler = computed.detach()[:1].expand(mask.numel(), -1)
-        return filler.index_copy(0, places, computed).view(*mask.shape, -1)
 
-    with ExitStack() as stack:
-        if len(real) < mask.numel() and mask.numel() > _FEW_TOKENS:
-            for linear in linears:
-                stack.enter_context(forward_as(linear, partial(packed, linear.forward)))
-        yield
+def _sees_whole_rows(model: PreTrainedModel, length: int) -> bool:
+    windows = (getattr(config, name, None) or length for config in _configs(model) for name in _WINDOWS)
+    return min(windows) >= length
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Those of the model and of its parts, which say how attention is computed."""
+    found = (getattr(part, "config", None) for part in model.modules())
+    return list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
+
+
+class Layout:
+    """How a model has rows of tokens: padded, [rows, tokens, ...], or packed, [1, real tokens, ...].
+
+    ids [rows, tokens] are padded, and so are past keys and values, in a cache; mask [rows, past + tokens] selects the
+    real tokens. Rows are packed if the model `packs`, no window is shorter, and they have padding.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, *, packs: bool) -> None:
+        self.ids, self.mask = ids, mask
+        self._model, self._packs = model, packs
+        self.past = mask.shape[1] - ids.shape[1]
+        real = mask[:, self.past :].flatten()
+        self._real = real.nonzero().squeeze(1)
+        self._order = real.cumsum(0) - 1  # of each padded place, counted over real tokens
+        self._is_packed = packs and len(self._real) < ids.numel() and _sees_whole_rows(model, mask.shape[1])
+        self._masks: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def rows(self) -> int:
+        """How many rows the model has."""
+        return 1 if self._is_packed else len(self.ids)
+
+    def pack(self, states: Tensor) -> Tensor:
+        """Padded states [rows, tokens, ...], as the model has them."""
+        if not self._is_packed:
+            return states
+        return states.flatten(0, 1).index_select(0, self._real.to(states.device)).unsqueeze(0)
+
+    def unpack(self, states: Tensor) -> Tensor:
+        """What the model has, as padded states; zeros where there is no token."""
+        if not self._is_packed:
+            return states
+        padded = states.new_zeros(self.ids.numel(), *states.shape[2:])
+        padded = padded.index_copy(0, self._real.to(states.device), states[0])
+        return padded.view(*self.ids.shape, *states.shape[2:])
+
+    def unpack_heads(self, states: Tensor) -> Tensor:
+        """The same of [rows, heads, tokens, width]."""
+        return self.unpack(states.transpose(1, 2)).transpose(1, 2)
+
+    def places(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the model has padded tokens: rows and columns."""
+        if not self._is_packed:
+            return rows, columns
+        return torch.zeros_like(rows), self._order[rows * self.ids.shape[1] + columns]
+
+    def inputs(self, model: nn.Module, cache: Cache | None = None) -> dict[str, Any]:
+        """Arguments of a forward pass, of the model or of its decoder."""
+        inputs = model_inputs(model, self.ids, self.mask, cache)
+        if self._is_packed:
+            inputs |= {name: self.pack(inputs[name]) for name in ("input_ids", "position_ids")}
+            inputs["attention_mask"] = None
+        return inputs
+
+    def selected(self, rows: Tensor) -> Layout:
+        """The layout of those rows that the boolean `rows` [rows] selects."""
+        return Layout(self._model, self.ids[rows], self.mask[rows], packs=self._packs)
+
+    @contextmanager
+    def attention(self) -> Iterator[None]:
+        """Let attention see rows in the body. A past is to be of `PastLayer`s."""
+        if not self._is_packed:
+            yield
+            return
+        names = {id(config): config._attn_implementation for config in _configs(self._model)}
+
+        def attend(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _: Tensor | None, **settings: Any
+        ) -> Any:
+            if not self.past:
+                key, value = self.unpack_heads(key), self.unpack_heads(value)
+            attention = _attention_function(module, names[id(module.config)])
+            output, weights = attention(
+                module, self.unpack_heads(query), key, value, self._mask_like(query), **settings
+            )
+            return self.pack(output), weights
+
+        name = f"emmet-{id(self)}"  # of this object alone, as other threads may edit other models
+        try:
+            ALL_ATTENTION_FUNCTIONS[name] = attend
+            for config in _configs(self._model):
+                config._attn_implementation_internal = name
+            yield
+        finally:
+            for config in _configs(self._model):
+                config._attn_implementation_internal = names[id(config)]
+            del ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-untyped-call]
+
+    def _mask_like(self, query: Tensor) -> Tensor:
+        """What attention adds to scores [rows, heads, tokens, past + tokens], in the dtype and place of `query`."""
+        place = (query.device, query.dtype)
+        if place not in self._masks:
+            tokens, seen = self.ids.shape[1], self.mask.shape[1]
+            causal = torch.ones(tokens, seen, dtype=torch.bool, device=self.mask.device).tril(self.past)
+            visible = (self.mask.bool()[:, None, None, :] & causal).to(query.device)
+            lowest = torch.finfo(query.dtype).min
+            self._masks[place] = query.new_zeros(visible.shape).masked_fill_(~visible, lowest)
+        return self._masks[place]
+
+
+class PastLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Padded keys and values of a past, which a forward pass extends for itself and leaves as they were."""
+
+    def __init__(self, layout: Layout, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        """`layout` is that of what is added."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layout, self.keys, self.values = layout, keys, values
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            return key_states, value_states
+        keys, values = self.layout.unpack_heads(key_states), self.layout.unpack_heads(value_states)
+        return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+
+    def get_seq_length(self) -> int:
+        return self.layout.past
+
+    def select(self, rows: Tensor, layout: Layout) -> PastLayer:
+        if self.keys is None or self.values is None:
+            return PastLayer(layout)
+        rows = rows.to(self.keys.device)
+        return PastLayer(layout, self.keys[rows], self.values[rows])
+
+
+def _attention_function(module: nn.Module, name: str) -> Any:
+    """What an attention module calls otherwise; eager attention is a function beside its class."""
+    if name == "eager":
+        return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return ALL_ATTENTION_FUNCTIONS[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from transformers.cache_utils import DynamicLayer
 from .architectures import Architecture
 from .forward import Site, by_row, model_inputs
 from .hooks import at_positions, frozen, hidden_states, on_output, raw_outputs, start_above, stop_after
-from .packing import linear_modules, without_padding
+from .packing import Layout, PastLayer
 from .tokens import pad_rows
+
+_PROBED = 6  # tokens
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,21 @@ class Injection:
     """Where δ is added: to the output of `layer`, or (`at_projection`) of its MLP output projection.
 
     The two are the same in most models. Where a layer normalises or scales what its MLP gives (Gemma 2 and 3, Granite),
-    only the projection's own output is a value that a weight can produce. `as_tuple` is the form of a layer's output.
+    only the projection's own output is a value that a weight can produce. `as_tuple` is the form of a layer's output,
+    and `packs` says whether rows can be packed, as `trial` finds.
     """
 
     layer: int
     at_projection: bool
     as_tuple: bool
+    packs: bool = False
 
     @staticmethod
     def find(arch: Architecture, layer: int) -> Injection:
         """Try whether a shift of the projection's output shifts the layer's output by as much."""
         projection = arch.projection(layer)
-        token = torch.zeros(1, 1, dtype=torch.long, device=arch.model.device)
-        inputs = model_inputs(arch.base, token, torch.ones_like(token))
+        tokens = torch.arange(_PROBED, device=arch.model.device).unsqueeze(0)  # the embedding of one may be zero
+        inputs = model_inputs(arch.base, tokens, torch.ones_like(tokens))
         with frozen(arch.model), torch.no_grad(), raw_outputs(arch.layers[layer]) as outputs:
             with stop_after(arch.layers[layer]):
                 arch.base(**inputs)
@@ -72,29 +77,6 @@ class Injection:
         return Site(module, at_input=False, width=arch.d_model)
 
 
-class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of the prefix, which a forward pass extends for itself and leaves as they were."""
-
-    def __init__(self, length: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.length, self.keys, self.values = length, keys, values
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            return key_states, value_states
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def select(self, rows: Tensor) -> _FixedLayer:
-        if self.keys is None or self.values is None:
-            return self
-        rows = rows.to(self.keys.device)
-        return _FixedLayer(self.length, self.keys[rows], self.values[rows])
-
-
 class Suffixes:
     """Next-token logits of rows as a function of δ; see the module's text.
 
@@ -106,38 +88,39 @@ class Suffixes:
     def __init__(self, arch: Architecture, injection: Injection, rows: Sequence[Row]) -> None:
         device = arch.model.device
         prefix_ids, prefix_mask = pad_rows([row.ids[: row.subject] for row in rows], side="left", device=device)
+        suffix_ids, suffix_mask = pad_rows([row.ids[row.subject :] for row in rows], device=device)
         reads = [(i, read - row.subject) for i, row in enumerate(rows) for read in row.reads]
         self._arch = arch
         self._injection = injection
-        self._linears = linear_modules(arch.layers)
-        self._ids, suffix_mask = pad_rows([row.ids[row.subject :] for row in rows], device=device)
-        self._mask = torch.cat([prefix_mask, suffix_mask], dim=1)
         self._read_rows, self._read_columns = torch.tensor(reads, device=device).T
+        mask = torch.cat([prefix_mask, suffix_mask], dim=1)
+        layout = partial(Layout, arch.model, packs=injection.packs)
+        self._layout = layout(suffix_ids, mask)
         with torch.no_grad():
-            self._run_once(prefix_ids)
+            self._run_once(layout(torch.cat([prefix_ids, suffix_ids], dim=1), mask), layout(prefix_ids, prefix_mask))
 
-    def _run_once(self, prefix_ids: Tensor) -> None:
+    def _run_once(self, whole: Layout, prefix: Layout) -> None:
         """Run what does not depend on δ: all rows up to the injection, and the prefixes above it."""
-        arch, injection, length = self._arch, self._injection, prefix_ids.shape[1]
-        ids = torch.cat([prefix_ids, self._ids], dim=1)
+        arch, injection, length = self._arch, self._injection, prefix.ids.shape[1]
         with ExitStack() as stack:
             injected = stack.enter_context(raw_outputs(injection.site(arch).module))
             below = stack.enter_context(raw_outputs(arch.layers[max(injection.skipped - 1, 0)]))
             stack.enter_context(stop_after(arch.layers[injection.layer]))
-            stack.enter_context(without_padding(self._linears, self._mask))
-            arch.base(**model_inputs(arch.base, ids, self._mask))
-        states = hidden_states(below[0])
-        self._below = states[:, length:].clone()
-        self.start = by_row(hidden_states(injected[0]), len(ids))[:, length].clone().to(ids.device)
-        self._cache = [_FixedLayer(length) for _ in range(len(arch))]
+            stack.enter_context(whole.attention())
+            arch.base(**whole.inputs(arch.base))
+        states = whole.unpack(hidden_states(below[0]))
+        self._below = self._layout.pack(states[:, length:].clone())
+        start = whole.unpack(by_row(hidden_states(injected[0]), whole.rows))
+        self.start = start[:, length].clone().to(whole.ids.device)
+        self._cache = [PastLayer(self._layout) for _ in range(len(arch))]
         if length:
-            prefix = DynamicCache()
-            mask = self._mask[:, :length]
-            with self._start_above(states[:, :length]), without_padding(self._linears, mask):
-                arch.base(**model_inputs(arch.base, prefix_ids, mask, prefix))
-            for i, layer in enumerate(prefix.layers):
-                if isinstance(layer, DynamicLayer):
-                    self._cache[i] = _FixedLayer(length, layer.keys, layer.values)
+            cache = DynamicCache()
+            with self._start_above(prefix.pack(states[:, :length])), prefix.attention():
+                arch.base(**prefix.inputs(arch.base, cache))
+            for i, layer in enumerate(cache.layers):
+                if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+                    keys, values = prefix.unpack_heads(layer.keys), prefix.unpack_heads(layer.values)
+                    self._cache[i] = PastLayer(self._layout, keys, values)
 
     def _start_above(self, hidden: Tensor) -> AbstractContextManager[None]:
         return start_above(
@@ -146,23 +129,24 @@ class Suffixes:
 
     def logits(self, delta: Tensor) -> Tensor:
         """Logits [reads, vocab] after δ [rows, d_model] is added, in the order of the rows and their reads."""
-        model = self._arch.model
-        shift = delta.unsqueeze(1)
+        model, layout = self._arch.model, self._layout
+        first = torch.arange(len(delta), device=delta.device)
+        subjects = layout.places(first, torch.zeros_like(first))
 
         def shifted(states: Tensor) -> Tensor:
-            rows = by_row(states, len(shift))
-            return torch.cat([rows[:, :1] + shift.to(states), rows[:, 1:]], dim=1).view_as(states)
+            places = tuple(place.to(states.device) for place in subjects)
+            return by_row(states, layout.rows).index_put(places, delta.to(states), accumulate=True).view_as(states)
 
         with ExitStack() as stack:
-            stack.enter_context(without_padding(self._linears, self._mask[:, -self._ids.shape[1] :]))
+            stack.enter_context(layout.attention())
             if self._injection.at_projection:
                 stack.enter_context(on_output(self._injection.site(self._arch).module, shifted))
                 stack.enter_context(self._start_above(self._below))
             else:
                 stack.enter_context(self._start_above(shifted(self._below)))
-            stack.enter_context(at_positions(self._arch.head, self._read_rows, self._read_columns))
-            cache = Cache(layers=list(self._cache))
-            output = model(**model_inputs(model, self._ids, self._mask, cache))
+            reads = layout.places(self._read_rows, self._read_columns)
+            stack.enter_context(at_positions(self._arch.head, *reads))
+            output = model(**layout.inputs(model, Cache(layers=list(self._cache))))
         logits: Tensor = output.logits[0]
         return logits
 
@@ -171,7 +155,7 @@ class Suffixes:
         read = kept[self._read_rows]
         self._read_rows = (kept.cumsum(0) - 1)[self._read_rows[read]]
         self._read_columns = self._read_columns[read]
-        self._ids, self._mask, self._below, self.start = (
-            tensor[kept.to(tensor.device)] for tensor in (self._ids, self._mask, self._below, self.start)
-        )
-        self._cache = [layer.select(kept) for layer in self._cache]
+        below, self.start = self._layout.unpack(self._below), self.start[kept]
+        self._layout = self._layout.selected(kept)
+        self._below = self._layout.pack(below[kept.to(below.device)])
+        self._cache = [layer.select(kept, self._layout) for layer in self._cache]

@@ -1,32 +1,50 @@
-"""A trial, before a model is edited, of what finding values rests on (see `suffixes`)."""
+"""A trial, before a model is edited, of what finding values rests on (see `suffixes` and `packing`)."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from .architectures import Architecture
 from .errors import ModelError, NonFiniteError
-from .hooks import frozen
+from .hooks import frozen, require_gradients
+from .packing import can_pack
 from .storage import first_line
 from .suffixes import Injection, Row, Suffixes
 
-_TOKENS = 6
-_SUBJECT = 3
+# Of one length neither before the subject's last token nor from there on.
+_ROWS = (Row(range(6), subject=3, reads=[5]), Row(range(1, 5), subject=2, reads=[3]))
 # Relative to the logits: well above rounding, and well below what a layer that forgets its prefix gives.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 _TOLERANCE_HALF_PRECISION = 0.05
 
 
+def tried(arch: Architecture, injection: Injection) -> Injection:
+    """The injection with `packs` as a trial finds it. Raises as `check_resumable` does."""
+    packed = replace(injection, packs=can_pack(arch.model))
+    try:
+        check_resumable(arch, packed)
+    except (ModelError, NonFiniteError):
+        if not packed.packs:
+            raise
+        check_resumable(arch, injection)
+        return injection
+    return packed
+
+
 def check_resumable(arch: Architecture, injection: Injection) -> None:
-    """Raise ModelError unless the model gives, from the keys and values of a prefix, what it gives in one pass.
+    """Raise ModelError unless the model gives, from the keys and values of prefixes, what it gives of each row alone.
 
     Layers with a recurrent state or a convolution over tokens do not, nor models that run a layer several times or
     attend to tokens ahead. Raises NonFiniteError if it gives NaN or infinity.
     """
+    require_gradients()
     try:
         difference = _difference(arch, injection)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         fault = f"that fails with {type(error).__name__}: {first_line(error)}"
         raise _refusal(arch, injection, fault) from error
@@ -38,15 +56,16 @@ def check_resumable(arch: Architecture, injection: Injection) -> None:
 
 
 def _difference(arch: Architecture, injection: Injection) -> float:
-    ids = list(range(_TOKENS))
-    row = Row(ids, _SUBJECT, [_TOKENS - 1])
+    """Relative to the logits of each row alone."""
+    device = arch.model.device
     with frozen(arch.model):
-        suffixes = Suffixes(arch, injection, [row])
-        delta = torch.zeros(1, arch.d_model, device=arch.model.device, requires_grad=True)
+        suffixes = Suffixes(arch, injection, _ROWS)
+        delta = torch.zeros(len(_ROWS), arch.d_model, device=device, requires_grad=True)
         resumed = suffixes.logits(delta)
         torch.autograd.grad(resumed.sum(), delta)
         with torch.no_grad():
-            whole = arch.model(input_ids=torch.tensor([ids], device=arch.model.device), use_cache=False).logits[0, -1:]
+            alone = [torch.tensor([row.ids], device=device) for row in _ROWS]
+            whole = torch.cat([arch.model(input_ids=ids, use_cache=False).logits[0, -1:] for ids in alone])
     return float((resumed.detach() - whole).norm() / whole.norm())
 
 

@@ -26,7 +26,7 @@ from .config import ResolvedConfig
 from .distributed import ALONE, World
 from .edits import Edit
 from .errors import NonFiniteError
-from .hooks import frozen
+from .hooks import frozen, require_gradients
 from .optimisers import Adam, Gradient, Losses, MarginNewton, Optimiser
 from .progress import Progress, silent, within
 from .suffixes import Injection, Row, Suffixes
@@ -45,7 +45,7 @@ class Values:
 
     targets [n, d_model] is v* at the last edited layer: its output, or the output of its MLP projection in models that
     transform that before adding it (see `Injection`). loss [n] is the last loss that was evaluated, where contexts take
-    turns that of each when it last had its own (NaN if one had none), and steps [n] how many were.
+    turns that of each when it last had its own, and steps [n] how many were.
     """
 
     targets: Tensor
@@ -130,8 +130,9 @@ class _Objective:
         """`names` are what to call the edits in errors."""
         contexts = len(prompts[0])
         size = contexts
-        if config.optimizer == "adam" and config.contexts_per_step is not None:
-            size = config.contexts_per_step
+        some = config.contexts_per_step if config.optimizer == "adam" else None
+        if some is not None and some * config.steps >= contexts:  # each has its turn
+            size = some
         self._parts = [slice(first, first + size) for first in range(0, contexts, size)]
         self._turns = [_Turn(arch, injection, [group[part] for group in prompts], subjects) for part in self._parts]
         self._calls = 0
@@ -188,6 +189,7 @@ def optimise_values(
     The model's parameters, modes and gradients are as before afterwards. Progress counts steps; an edit that is done
     early has taken all of its own. The processes of `world` share the batches, which are those of a single process.
     """
+    require_gradients()
     subjects = _subject_prompts(tokenizer, edits)
     targets = torch.zeros(len(edits), arch.d_model, device=arch.model.device)
     loss, steps = torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long)

@@ -21,6 +21,7 @@ from emmet.config import ResolvedConfig
 from emmet.keys import in_contexts
 from emmet.progress import Progress, silent
 from emmet.suffixes import Injection
+from emmet.trial import tried
 from emmet.value_cache import cached_values
 from emmet.values import Values, optimise_values
 from tiny import tiny_model, tiny_tokenizer
@@ -50,7 +51,7 @@ class Cache:
 
     def arguments(self, edits: Sequence[Edit], prefixes: Sequence[str], config: ResolvedConfig) -> tuple[Any, ...]:
         prompts = [in_contexts(self.tokenizer, edit, prefixes) for edit in edits]
-        injection = Injection.find(self.arch, config.layers[-1])
+        injection = tried(self.arch, Injection.find(self.arch, config.layers[-1]))
         return self.arch, self.tokenizer, edits, prompts, config, injection
 
     def __call__(
