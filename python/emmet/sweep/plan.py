@@ -32,8 +32,8 @@ class Plan:
         `config` or the preset.
     scored: each run makes as many batches as hold that many records, and scores these; None takes all whole batches.
         So all batch sizes that divide it are judged by the same records.
-    drift: a text, named as the corpus of `collect_statistics`, on whose first `drift_tokens` tokens the predictions
-        with and without edits are compared, for a few batches of each run.
+    drift: a text, named as the corpus of `collect_statistics`, on `drift_tokens` tokens of which the predictions with
+        and without edits are compared, for a few batches of each run.
     sequential: the batches of a run are made one after the other on top of those before, and all scored after the last.
         Otherwise each is made in the unedited model, scored, and taken back.
     absorb: for sequential batches, the weights to try of earlier edits among the memories that later ones preserve;

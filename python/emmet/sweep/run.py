@@ -80,9 +80,16 @@ def sweep(
         workbench.check(run)
 
     made_of = _made_of(arch, tokenizer, distinct)
-    tasks = [Task(RunFile(out / "runs" / "unedited.json", made_of), _pieces(batches.values()), _leave_unedited)]
+    tasks = [
+        Task(
+            RunFile(out / "runs" / "unedited.json", made_of), _pieces(batches.values(), len(distinct)), _leave_unedited
+        )
+    ]
     for run, of_run in batches.items():
-        file = RunFile(out / "runs" / f"{run.name}.json", made_of | _settings(run, statistics, plan))
+        settings = _settings(run, statistics, plan)
+        if run.sequential:
+            settings["edits"] = of_run[-1].end
+        file = RunFile(out / "runs" / f"{run.name}.json", made_of | settings)
         tasks.append(Task(file, of_run, partial(workbench.edited, run)))
     for task in tasks:
         task.stored()  # finds files of another sweep before time is spent
@@ -166,12 +173,15 @@ def _drift_text(arch: Architecture, tokenizer: PreTrainedTokenizerBase, plan: Pl
     return sequences
 
 
-def _pieces(runs: Iterable[Sequence[Batch]]) -> list[Batch]:
-    """Batches for the unedited model, of all records that any run scores."""
+def _pieces(runs: Iterable[Sequence[Batch]], records: int) -> list[Batch]:
+    """Batches for the unedited model, of all records that any run scores.
+
+    Their ends do not depend on how many that is, so that a sweep that scores fewer leaves what the file has.
+    """
     scored = max(sum(batch.scored for batch in batches) for batches in runs)
     firsts = range(0, scored, RECORDS_A_WRITE)
     return [
-        Batch(first, min(first + RECORDS_A_WRITE, scored), min(RECORDS_A_WRITE, scored - first)) for first in firsts
+        Batch(first, min(first + RECORDS_A_WRITE, records), min(RECORDS_A_WRITE, scored - first)) for first in firsts
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from emmet import cli
+from emmet.cli import terminal
 from emmet.sweep import task
 from workspace import EDITS, TEXT, contents, save_model, write_lines
 
@@ -88,6 +89,7 @@ def test_an_interrupted_command_goes_on(
             raise KeyboardInterrupt
         return complete(self, *rest)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(terminal, "_BAR_DELAY", 600.0)  # seconds: no bar among the errors, however slow the machine
     monkeypatch.setattr(task.Task, "complete", interrupted)
     assert cli.main(arguments(folder, tmp_path / "out", *COMBINATIONS)) == 130
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2

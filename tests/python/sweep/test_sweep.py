@@ -25,6 +25,7 @@ from emmet.statistics import Statistics
 from emmet.sweep import Plan, sweep, task
 from emmet.sweep.results import Results
 from tiny import tiny_model, tiny_tokenizer
+from workspace import contents
 
 FACTS = [
     ("The mother tongue of {} is", "Danielle Darrieux", "English", "French"),
@@ -255,6 +256,21 @@ def test_a_run_is_extended_to_more_records(lab: Lab) -> None:
     longer = lab.sweep(replace(PLAN, scored=6))
     assert longer.runs[0].outcomes[:2] == short.runs[0].outcomes
     assert [len(outcome["records"]) for outcome in longer.runs[1].outcomes] == [3, 3]  # and not 2 any more
+
+
+def test_scoring_fewer_records_leaves_what_there_is(lab: Lab) -> None:
+    lab.sweep()
+    before = contents(lab.folder / "out" / "runs")
+    fewer = lab.sweep(replace(PLAN, scored=3))
+    assert [len(outcome["records"]) for outcome in fewer.runs[0].outcomes] == [1, 1, 1]
+    assert contents(lab.folder / "out" / "runs") == before
+
+
+def test_another_number_of_sequential_edits_is_another_sweep(lab: Lab) -> None:
+    plan = Plan(methods=["emmet:1"], batch_sizes=[2], layers=[[1]], sequential=True, config=CONFIG)
+    lab.sweep(replace(plan, scored=4))
+    with pytest.raises(FormatError, match="is of another sweep, which differs in edits: name another folder"):
+        lab.sweep(replace(plan, scored=2))
 
 
 @pytest.mark.parametrize("what", ["settings", "records", "model", "statistics"])
