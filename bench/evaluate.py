@@ -44,10 +44,10 @@ def plain_pass(
         prompts, targets = zip(*pairs[start : start + rows], strict=True)
         batch = encode_prompts(tokenizer, prompts, targets=targets)
         ids, mask = pad_rows([prompt.ids for prompt in batch], device=arch.model.device)
-        log_probabilities = functional.log_softmax(arch.model(input_ids=ids, attention_mask=mask).logits, dim=-1)
+        logits = arch.model(input_ids=ids, attention_mask=mask).logits
         for row, prompt in enumerate(batch):
             positions = torch.tensor(prompt.target, device=ids.device)
-            found.append(-log_probabilities[row, positions - 1, ids[row, positions]].mean().item())
+            found.append(functional.cross_entropy(logits[row, positions - 1], ids[row, positions]).item())
     return found
 
 

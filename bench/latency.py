@@ -1,8 +1,8 @@
 """How long one edit takes, stage by stage: python bench/latency.py MODEL --records FILE [--sizes 1 8 64]
 
 A warm `Editor` makes edits one at a time, then in batches, and takes each back. Each stage is timed by itself, and
-`edit` as a whole. For the values, which take nearly all the time, the floating-point operations are counted, and set
-against those that a large matrix product does in the time they took.
+`edit` as a whole. For the values, which take nearly all the time, the floating-point operations of matrix products are
+counted, but for those inside of attention, and set against those that a large product does in the time they took.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def recipe(moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
     keys, residuals = keys.double(), residuals.double()
     inverse = torch.inverse(moment)
     gram = keys @ inverse @ keys.T
-    return residuals.T @ torch.inverse(gram + RIDGE * torch.eye(len(keys)).to(gram)) @ keys @ inverse
+    adjusted = torch.inverse(gram + RIDGE * torch.eye(len(keys)).to(gram)) @ keys @ inverse
+    return residuals.T @ adjusted
 
 
 def bandwidth_floor(dim: int, device: torch.device) -> Callable[[], object]:
