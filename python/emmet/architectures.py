@@ -102,7 +102,8 @@ def discover(model: nn.Module) -> Architecture:
 
 
 def _max_positions(config: PreTrainedConfig) -> int | None:
-    longest: int | None = getattr(config, "max_position_embeddings", None)
+    names = ("max_position_embeddings", "max_seq_len")  # the latter is MPT's
+    longest: int | None = next((getattr(config, name) for name in names if hasattr(config, name)), None)
     return longest if longest and longest > 0 else None  # XLNet's is -1
 
 

@@ -20,7 +20,7 @@ from .edits import Edit
 from .errors import FormatError, ModelError
 from .fingerprint import tensor_digest
 from .output import MANIFEST, output_folder
-from .storage import parse_json
+from .storage import parse_json, write_json
 from .weights import Backup
 
 _FORMAT = "emmet.delta.1"
@@ -105,7 +105,7 @@ class Delta:
         with output_folder(Path(directory)) as folder:
             for layer, delta in self.layers.items():
                 delta.update.save(folder / _file_name(layer))
-            (folder / MANIFEST).write_text(json.dumps(self.manifest(), indent=2, ensure_ascii=False), encoding="utf-8")
+            write_json(folder / MANIFEST, self.manifest())
 
     @staticmethod
     def load(directory: str | PathLike[str]) -> Delta:
@@ -165,7 +165,8 @@ def _file_name(layer: int) -> str:
 
 def _from_manifest(manifest: Any, folder: Path) -> Delta:
     if manifest["format"] != _FORMAT:
-        message = f"expected a delta of format {_FORMAT}, got {manifest['format']!r} in {folder}; use a matching emmet"
+        message = f"expected a delta of format {_FORMAT}, got {manifest['format']!r} in {folder}; "
+        message += "give a folder that this emmet's `emmet edit` or Delta.save wrote"
         raise FormatError(message)
     return Delta(
         edits=tuple(Edit(**edit) for edit in manifest["edits"]),

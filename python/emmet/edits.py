@@ -25,6 +25,8 @@ class Edit:
     >>> Edit("The mother tongue of {} is", "Danielle Darrieux", "English").text
     'The mother tongue of Danielle Darrieux is'
 
+    `id` names the edit in reports, as CounterFact's case_id does; None if it has no name. Weights do not depend on it.
+
     Raises EditError if a text is blank or `prompt` does not hold "{}" exactly once.
     """
 
@@ -338,7 +340,12 @@ def _checked_text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         message = f"{name} must be a text that is not blank, got {value!r}"
         raise EditError(message)
-    if _SURROGATE.search(value):
-        message = f"{name} holds half of a UTF-16 surrogate pair, which no tokenizer can read: correct {value!r}"
-        raise EditError(message)
+    require_encodable(name, value)
     return value
+
+
+def require_encodable(name: str, text: str) -> None:
+    """Raise EditError if a text cannot be written as UTF-8."""
+    if _SURROGATE.search(text):
+        message = f"{name} holds half of a UTF-16 surrogate pair, or bytes that are no UTF-8: correct {text!r}"
+        raise EditError(message)

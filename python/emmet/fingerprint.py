@@ -31,11 +31,6 @@ def tensor_digest(tensor: Tensor) -> bytes:
     return digest.digest()
 
 
-def layer_fingerprint(arch: Architecture, layer: int) -> str:
-    """The fingerprint of one layer. For several use `layer_fingerprints`, which reads each tensor once."""
-    return layer_fingerprints(arch, [layer])[layer]
-
-
 def layer_fingerprints(arch: Architecture, layers: Iterable[int]) -> dict[int, str]:
     """For each of `layers`, a hash of what its keys depend on: the config, and stored tensors.
 

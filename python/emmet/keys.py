@@ -59,8 +59,8 @@ def subject_keys(arch: Architecture, prompts: Sequence[Sequence[Prompt]], layer:
     """Keys [n, d_in] float64 at `layer`, one for each edit, whose prompts are what `in_contexts` gave.
 
     A key is half the bare prompt's and half the mean over the prefixed ones, as in MEMIT's published code (arXiv
-    2210.07229, eq. 19, weighs all alike). The value's residual is measured for the same key, unlike in ROME's code.
-    The processes of `world` share the edits.
+    2210.07229, eq. 19, weighs all alike). The residual is that of the bare prompt, and an update meets it at this key,
+    where ROME's code meets it at the bare prompt's. The processes of `world` share the edits.
     """
     site = Site.keys(arch, layer)
     keys = scratch_rows(len(prompts), site.width, arch.model.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -87,7 +88,8 @@ def _source(name_or_path: str | Path, progress: Progress) -> str:
 def _lasting_name(name_or_path: str | Path) -> str:
     """What names the same model in every working directory; not the cached folder of a GGUF file."""
     path = Path(name_or_path).expanduser()
-    return str(path.resolve() if path.exists() else name_or_path)
+    name = str(path.resolve() if path.exists() else name_or_path)
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _dequantised(path: Path, progress: Progress) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -11,11 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from .errors import NonFiniteError
+from .forward import cache_argument
 from .hooks import frozen
 from .progress import Progress, silent
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -39,7 +38,7 @@ def sample(
     def draw(logits: Tensor) -> Tensor:
         return _draw(logits / temperature, top_k, generator)
 
-    with frozen(model):
+    with frozen(model), torch.no_grad():
         for done, tokens in enumerate(islice(next_tokens(model, input_ids, draw), max_new_tokens), start=1):
             ids.append(tokens[:, None])
             progress("sampling", rows * done, rows * max_new_tokens)
@@ -53,7 +52,7 @@ def next_tokens(model: PreTrainedModel, input_ids: Tensor, choose: Callable[[Ten
     gradients and with the model in evaluation mode.
     """
     # One cache that grows: on a CPU, attention over a StaticCache takes three times as long.
-    cache = {_cache_argument(model): DynamicCache(config=model.config)}
+    cache = {cache_argument(model): DynamicCache(config=model.config)}
     unseen = input_ids
     while True:
         logits = model(input_ids=unseen, use_cache=True, logits_to_keep=1, **cache).logits
@@ -67,11 +66,6 @@ def likeliest(logits: Tensor) -> Tensor:
     highest, tokens = logits.max(-1)
     _check_finite(highest)
     return tokens
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """What `model` calls its cache of keys and values; transformers 5 has renamed "past_key_values" on the way."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _draw(logits: Tensor, top_k: int | None, generator: torch.Generator) -> Tensor:

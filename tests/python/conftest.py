@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("emmet", deadline=None)  # other processes may hold an example up
+settings.load_profile("emmet")
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -59,7 +59,7 @@ def test_a_small_file_is_used_whole_and_in_order(tmp_path: Path) -> None:
     assert 1 <= len(found[-1]) <= 20
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(alphabet="ab é€😀\n", max_size=300), st.integers(2, 9))
 def test_no_character_is_lost_or_broken_where_a_file_is_cut(tmp_path: Path, text: str, length: int) -> None:
     found = sequences(text_file(tmp_path, text), length=length)

@@ -137,7 +137,7 @@ def test_an_edit_of_which_one_was_killed_is_made_by_another_run(folder: Path, fi
 def test_torchrun(folder: Path, finished: list[Outcome], tmp_path: Path) -> None:  # noqa: ARG001
     """As people start it."""
     corpus = ["--corpus", folder / "text.txt", "--layers", "0-1", "--tokens", "600"]
-    torchrun("stats", folder / "model", *corpus, "--out", tmp_path / "both")
+    torchrun(tmp_path, "stats", folder / "model", *corpus, "--out", tmp_path / "both")
     assert cli.main(list(map(str, ["stats", folder / "model", *corpus, "--out", tmp_path / "one", "--quiet"]))) == 0
     both, one = (Statistics.load(tmp_path / name) for name in ("both", "one"))
     for layer in (0, 1):
@@ -146,13 +146,13 @@ def test_torchrun(folder: Path, finished: list[Outcome], tmp_path: Path) -> None
         assert error <= 1e-6 * one[layer].second_moment.norm()
     settings = ["--layers", "0-1", "--method", "memit", "--ridge", "0.1", "--config", folder / "settings.json"]
     edit = ["edit", folder / "model", folder / "edits.jsonl", *settings, "--stats", folder / "stats"]
-    torchrun(*edit, "--out", tmp_path / "delta")
+    torchrun(tmp_path, *edit, "--out", tmp_path / "delta")
     assert updates(tmp_path / "delta") == updates(folder / "edit_alone")
 
 
-def torchrun(*arguments: object) -> None:
+def torchrun(cache: Path, *arguments: object) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emmet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "EMMET_CACHE": str(cache)}
     done = subprocess.run(
         [*launcher, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600
     )

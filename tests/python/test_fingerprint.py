@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
-from emmet.architectures import discover
+from emmet.architectures import Architecture, discover
 from emmet.errors import ConfigError
 from emmet.fingerprint import (
-    layer_fingerprint,
     layer_fingerprints,
     model_fingerprint,
     tensor_digest,
@@ -22,6 +21,10 @@ from emmet.fingerprint import (
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 LAYERS = range(4)
+
+
+def layer_fingerprint(arch: Architecture, layer: int) -> str:
+    return layer_fingerprints(arch, [layer])[layer]
 
 
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

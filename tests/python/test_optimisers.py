@@ -51,7 +51,7 @@ def test_adam_is_torchs():
     torch.testing.assert_close(ours, losses.total, rtol=1e-5, atol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(1e-3, 1e2))
 def test_a_step_is_the_best_within_its_radius(seed, radius):
     problem = Logistic(3, seed, decay=0.0)

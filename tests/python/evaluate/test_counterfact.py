@@ -167,6 +167,8 @@ def assert_equal_to_plain(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
 ) -> None:
     found = evaluate(discover(model), tokenizer, records).per_record
+    hits = [of_record[metric] for of_record in found for metric in METRICS if metric.endswith("accuracy")]
+    assert min(hits) < max(hits)
     for record, of_record in zip(records, found, strict=True):
         expected = plain_metrics(model, tokenizer, record)
         assert expected.keys() == METRICS.keys() - {"S"}
@@ -179,6 +181,9 @@ def assert_equal_to_plain(
 def test_metrics_equal_the_published_procedure(family: str, padding_side: str, bos: bool) -> None:
     tokenizer = tiny.tiny_tokenizer(bos=bos, padding_side=padding_side)  # type: ignore[arg-type]
     model = tiny.tiny_model(family, vocab_size=len(tokenizer))
+    favoured = tokenizer(" French", add_special_tokens=False).input_ids
+    bias = torch.zeros(len(tokenizer)).index_fill(0, torch.tensor(favoured), 20.0)
+    model.get_output_embeddings().bias = torch.nn.Parameter(bias)  # random guesses among 400 tokens would hit nothing
     short = Record(SHORT.edit, "counterfact", "Madrid", SHORT.paraphrases, (Neighbour("Madrid is in", "Madrid"),))
     assert_equal_to_plain(model, tokenizer, [FULL, short])
 
