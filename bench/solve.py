@@ -1,7 +1,8 @@
 """How long a solve takes, against the published recipe: python bench/solve.py [--dims 1536 6400] [--edits 1 16 …]
 
-The recipe is that of research code: inverse(C) and inverse(KᵀC⁻¹K + μI) in float64 for every batch. emmet keeps the
-Cholesky factor of C, as it does in use; what that costs once, and what loading it from a file costs, is shown apart.
+The recipe is that of EMMET's published code: inverse(C) and inverse(KᵀC⁻¹K + μI) in float64 for every batch. MEMIT's
+solves with μC + KKᵀ. emmet keeps the Cholesky factor of C, as it does in use; what that costs once, and what loading it
+from a file costs, is shown apart.
 For one edit the yardstick is the time to read the triangle of the factor once for each of two triangular solves, at
 the memory bandwidth that a sum over as many bytes reaches. Edits that are to know nothing of each other are solved one
 by one, and by `solve_each`.
@@ -39,6 +40,12 @@ def recipe(moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
     gram = keys @ inverse @ keys.T
     adjusted = torch.inverse(gram + RIDGE * torch.eye(len(keys)).to(gram)) @ keys @ inverse
     return residuals.T @ adjusted
+
+
+def memit(moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+    """Δ [d_out, d_in] as MEMIT's code finds it."""
+    keys, residuals = keys.double(), residuals.double()
+    return residuals.T @ torch.linalg.solve(RIDGE * moment + keys.T @ keys, keys.T).T
 
 
 def bandwidth_floor(dim: int, device: torch.device) -> Callable[[], object]:
@@ -104,6 +111,7 @@ def main() -> None:
             taken = in_turn(
                 {
                     "recipe": lambda k=keys, r=residuals, c=moment: recipe(c, k, r),
+                    "memit": lambda k=keys, r=residuals, c=moment: memit(c, k, r),
                     "emmet": solve,
                     "float32": lambda one=single, way=solve: way(one),
                     "floor": floor,
@@ -116,6 +124,7 @@ def main() -> None:
                     "n": count,
                     "emmet, s": f"{statistics.median(taken['emmet']):.4f}",
                     "recipe / emmet": spread(ratios(taken["recipe"], taken["emmet"]), 1),
+                    "MEMIT's / emmet": spread(ratios(taken["memit"], taken["emmet"]), 1),
                     "emmet / reading": spread(ratios(taken["emmet"], taken["floor"]), 1) if count == 1 else "",
                     "emmet / float32": spread(ratios(taken["emmet"], taken["float32"])),
                     "float32 error": f"{error:.0e}",

@@ -9,52 +9,62 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .forward import accepts, model_inputs
 
-# Attention that takes any mask, and settings of a model that bound how far back a token sees.
+# Attention that takes any mask.
 _MASKED_ATTENTION = ("sdpa", "eager")
+# Settings that bound how far back a token sees, and those by which attention is more than queries, keys and a mask:
+# Llama 4's counts tokens, and GPT-2's computes in float32 what is named "eager".
 _WINDOWS = ("sliding_window", "attention_chunk_size")
+_MORE_THAN_A_MASK = ("attn_temperature_tuning", "reorder_and_upcast_attn")
 
 
-def can_pack(model: PreTrainedModel) -> bool:
+def can_pack(decoder: nn.Module) -> bool:
     """Whether rows can be packed if nothing but attention mixes tokens, and attention sees whole rows.
 
-    `trial` finds whether that is so.
+    `trial` finds whether the former is so.
     """
-    replaceable = all(config._attn_implementation in _MASKED_ATTENTION for config in _configs(model))
-    return replaceable and model._supports_attention_backend and accepts(model, "position_ids")
+    configs = _configs(decoder)
+    replaceable = all(config._attn_implementation in _MASKED_ATTENTION for config in configs)
+    more = any(getattr(config, name, False) for config in configs for name in _MORE_THAN_A_MASK)
+    return (
+        replaceable
+        and not more
+        and getattr(decoder, "_supports_attention_backend", False)
+        and accepts(decoder, "position_ids")
+    )
 
 
-def _sees_whole_rows(model: PreTrainedModel, length: int) -> bool:
-    windows = (getattr(config, name, None) or length for config in _configs(model) for name in _WINDOWS)
+def _sees_whole_rows(decoder: nn.Module, length: int) -> bool:
+    windows = (getattr(config, name, None) or length for config in _configs(decoder) for name in _WINDOWS)
     return min(windows) >= length
 
 
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Those of the model and of its parts, which say how attention is computed."""
-    found = (getattr(part, "config", None) for part in model.modules())
+def _configs(decoder: nn.Module) -> list[PreTrainedConfig]:
+    """Those of the decoder and of its parts, which say how attention is computed."""
+    found = (getattr(part, "config", None) for part in decoder.modules())
     return list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
 
 
 class Layout:
-    """How a model has rows of tokens: padded, [rows, tokens, ...], or packed, [1, real tokens, ...].
+    """How a decoder has rows of tokens: padded, [rows, tokens, ...], or packed, [1, real tokens, ...].
 
     ids [rows, tokens] are padded, and so are past keys and values, in a cache; mask [rows, past + tokens] selects the
-    real tokens. Rows are packed if the model `packs`, no window is shorter, and they have padding.
+    real tokens. Rows are packed if the decoder `packs`, no window is shorter, and they have padding.
     """
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, *, packs: bool) -> None:
+    def __init__(self, decoder: nn.Module, ids: Tensor, mask: Tensor, *, packs: bool) -> None:
         self.ids, self.mask = ids, mask
-        self._model, self._packs = model, packs
+        self._decoder, self._packs = decoder, packs
         self.past = mask.shape[1] - ids.shape[1]
         real = mask[:, self.past :].flatten()
         self._real = real.nonzero().squeeze(1)
         self._order = real.cumsum(0) - 1  # of each padded place, counted over real tokens
-        self._is_packed = packs and len(self._real) < ids.numel() and _sees_whole_rows(model, mask.shape[1])
+        self._is_packed = packs and len(self._real) < ids.numel() and _sees_whole_rows(decoder, mask.shape[1])
         self._masks: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -96,7 +106,7 @@ class Layout:
 
     def selected(self, rows: Tensor) -> Layout:
         """The layout of those rows that the boolean `rows` [rows] selects."""
-        return Layout(self._model, self.ids[rows], self.mask[rows], packs=self._packs)
+        return Layout(self._decoder, self.ids[rows], self.mask[rows], packs=self._packs)
 
     @contextmanager
     def attention(self) -> Iterator[None]:
@@ -104,7 +114,7 @@ class Layout:
         if not self._is_packed:
             yield
             return
-        names = {id(config): config._attn_implementation for config in _configs(self._model)}
+        names = {id(config): config._attn_implementation for config in _configs(self._decoder)}
 
         def attend(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _: Tensor | None, **settings: Any
@@ -117,14 +127,14 @@ class Layout:
             )
             return self.pack(output), weights
 
-        name = f"emmet-{id(self)}"  # of this object alone, as other threads may edit other models
+        name = f"emmet-{id(self)}"  # of this object alone: other threads may edit other models, of other configs
         try:
             ALL_ATTENTION_FUNCTIONS[name] = attend
-            for config in _configs(self._model):
+            for config in _configs(self._decoder):
                 config._attn_implementation_internal = name
             yield
         finally:
-            for config in _configs(self._model):
+            for config in _configs(self._decoder):
                 config._attn_implementation_internal = names[id(config)]
             del ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-untyped-call]
 

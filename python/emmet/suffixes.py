@@ -94,7 +94,7 @@ class Suffixes:
         self._injection = injection
         self._read_rows, self._read_columns = torch.tensor(reads, device=device).T
         mask = torch.cat([prefix_mask, suffix_mask], dim=1)
-        layout = partial(Layout, arch.model, packs=injection.packs)
+        layout = partial(Layout, arch.base, packs=injection.packs)
         self._layout = layout(suffix_ids, mask)
         with torch.no_grad():
             self._run_once(layout(torch.cat([prefix_ids, suffix_ids], dim=1), mask), layout(prefix_ids, prefix_mask))

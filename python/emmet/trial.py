@@ -23,7 +23,7 @@ _TOLERANCE_HALF_PRECISION = 0.05
 
 def tried(arch: Architecture, injection: Injection) -> Injection:
     """The injection with `packs` as a trial finds it. Raises as `check_resumable` does."""
-    packed = replace(injection, packs=can_pack(arch.model))
+    packed = replace(injection, packs=can_pack(arch.base))
     try:
         check_resumable(arch, packed)
     except (ModelError, NonFiniteError):

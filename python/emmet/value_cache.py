@@ -32,7 +32,7 @@ from .tokens import Prompt
 from .values import Values, by_length, optimise_values
 
 # Of the files; to be raised as well when `optimise_values` comes to other values for the same settings.
-_FORMAT = "emmet values 4"
+_FORMAT = "emmet values 5"
 
 # Of the settings, those that values do not depend on, or only through the prompts and the place of v*. All others
 # count, new ones too.

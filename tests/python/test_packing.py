@@ -28,7 +28,7 @@ def tiny(family: str = "llama", attention: str | None = None) -> PreTrainedModel
 
 
 def layout_of(model: PreTrainedModel, rows: Sequence[Sequence[int]] = ROWS) -> Layout:
-    return Layout(model, *pad_rows(rows), packs=can_pack(model))
+    return Layout(model.base_model, *pad_rows(rows), packs=can_pack(model.base_model))
 
 
 def logits(model: PreTrainedModel, layout: Layout) -> Tensor:
@@ -75,12 +75,12 @@ def test_a_past_is_seen_by_its_row_alone(family: str) -> None:
     model = tiny(family)
     pasts = [[1, 2], [3, 4, 5, 6], [7], [8, 9]]
     past_ids, past_mask = pad_rows(pasts, side="left")
-    prefix = Layout(model, past_ids, past_mask, packs=True)
+    prefix = Layout(model.base_model, past_ids, past_mask, packs=True)
     cache = DynamicCache()
     with prefix.attention():
         model(**prefix.inputs(model, cache))
     ids, mask = pad_rows(ROWS)
-    layout = Layout(model, ids, torch.cat([past_mask, mask], dim=1), packs=True)
+    layout = Layout(model.base_model, ids, torch.cat([past_mask, mask], dim=1), packs=True)
     unpack = prefix.unpack_heads
     past = Cache(layers=[PastLayer(layout, unpack(layer.keys), unpack(layer.values)) for layer in cache.layers])
     with layout.attention():
@@ -112,6 +112,13 @@ def test_rows_longer_than_a_window_stay_padded(family: str) -> None:
     assert layout.rows == len(long)
     expected = model(torch.tensor([long[-1]])).logits[0]
     torch.testing.assert_close(logits(model, layout)[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_is_more_than_a_mask_stays_as_it_is() -> None:
+    model = tiny("gpt2", "eager")
+    assert can_pack(model.base_model)
+    model.config.reorder_and_upcast_attn = True
+    assert not can_pack(model.base_model)
 
 
 def test_the_model_is_as_before_afterwards() -> None:
