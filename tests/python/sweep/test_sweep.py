@@ -138,6 +138,18 @@ def test_every_batch_is_what_the_editor_makes_of_it(lab: Lab, method: str, layer
             handle.undo()
 
 
+def test_zsre_has_scores_of_its_own(lab: Lab) -> None:
+    records = [replace(record, kind="zsre") for record in RECORDS]
+    results = lab.sweep(replace(PLAN, methods=["emmet:0"], batch_sizes=[3]), records)
+    editor = lab.editor(layers=[1], ridge=0.0, absorb=0.0)
+    editor.edit([record.edit for record in records[:3]])
+    expected = lab.scores(editor, records[:3])
+    assert_same_scores(results.runs[0].outcomes[0]["records"], expected)
+    scores = results.runs[0].scores
+    assert scores is not None
+    assert set(scores.metrics) - {"S"} == set(expected[0]) != set(lab.scores(editor, RECORDS[:3])[0])
+
+
 def test_sequential_batches_are_made_on_top_of_each_other_and_scored_at_the_end(lab: Lab) -> None:
     plan = Plan(methods=["memit:0.5"], batch_sizes=[2], layers=[[1]], sequential=True, absorb=[0, 50], scored=3)
     runs = lab.sweep(replace(plan, config=CONFIG)).runs
