@@ -68,12 +68,13 @@ def main() -> None:
     options_of.add_argument("--records", type=Path, required=True)
     options_of.add_argument("--stats", help="a folder of statistics; left out, they are sampled once and kept")
     options_of.add_argument("--layer", type=int, default=7)
+    options_of.add_argument("--optimizer", choices=["adam", "newton"], default="adam", help="of the values")
     options_of.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 64])
     options_of.add_argument("--batches", type=int, nargs="+", default=[20, 3, 1], help="how many of each size")
     options = options_of.parse_args()
 
     model, tokenizer = load(options.model, device=options.device)
-    config = emmet.EditConfig(layers=[options.layer])
+    config = emmet.EditConfig(layers=[options.layer], optimizer=options.optimizer)
     editor = emmet.Editor(model, tokenizer, config=config, statistics=options.stats)
     needed = max(size * batches for size, batches in zip(options.sizes, options.batches, strict=True))
     edits = [record.edit for record in distinct_records(options.records, FIRST_EDIT, needed)]
@@ -96,8 +97,8 @@ def main() -> None:
                 "values, % of the arithmetic bound": f"{statistics.median(of_peak):.0f}",
             }
         )
-    title = f"p50 / p95 of a warm editor, layer {options.layer}, {peak / 1e9:.0f} GFLOP/s in a large product"
-    report(title, rows, options.json)
+    title = f"p50 / p95 of a warm editor, {options.optimizer}, layer {options.layer}"
+    report(f"{title}, {peak / 1e9:.0f} GFLOP/s in a large product", rows, options.json)
 
 
 if __name__ == "__main__":
