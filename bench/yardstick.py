@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emmet.config import ResolvedConfig
-from emmet.hooks import frozen
 from emmet.tokens import Prompt, pad_rows
 
 
@@ -34,7 +33,8 @@ def published_value(
     """v* at the output of a decoder layer; `prompts` are the edit's with target, `essence` is "{subject} is a"."""
     delta = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
-    with frozen(model), _Shifted(model, layer, prompts, essence, delta) as shifted:
+    model.eval().requires_grad_(False)
+    with _Shifted(model, layer, prompts, essence, delta) as shifted:
         unedited: Tensor | None = None
         for step in range(1, config.steps + 1):
             optimiser.zero_grad()

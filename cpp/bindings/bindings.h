@@ -22,6 +22,7 @@ inline c10::Device to_device(const DeviceLike& device) {
 
 void bind_errors(py::module_& module);
 void bind_covariance(py::module_& module);
+void bind_linear(py::module_& module);
 void bind_preservation(py::module_& module);
 void bind_update(py::module_& module);
 void bind_scratch(py::module_& module);

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, module) {
   emmet::python::bind_update(module);
   emmet::python::bind_solve(module);
   emmet::python::bind_scratch(module);
+  emmet::python::bind_linear(module);
 }

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 
+#include "emmet/linear.h"
+
 namespace emmet {
 namespace {
 
@@ -23,10 +25,14 @@ void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dt
   const at::NoTF32Guard no_tf32;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const int64_t dim = rows.size(1), block = rows.is_cpu() ? kBlock : kBlockOnGpu;
+  const bool by_onednn = rows.is_cpu() && dtype == at::kFloat && prefers_onednn();
+  const at::Tensor columns = by_onednn ? rows.t().contiguous() : rows.t();  // its blocks are to have no gaps
   for (int64_t start = 0; start < dim; start += block) {
     const int64_t height = std::min(block, dim - start), width = dim - start;
-    const at::Tensor left = rows.narrow(1, start, height).t(), right = rows.narrow(1, start, width);
-    const at::Tensor tile = rows.scalar_type() == dtype ? at::mm(left, right) : at::mm(left, right, dtype);
+    const at::Tensor left = columns.narrow(0, start, height), right = columns.narrow(0, start, width);
+    const at::Tensor tile = by_onednn                    ? linear(left, right)
+                            : rows.scalar_type() == dtype ? at::mm(left, right.t())
+                                                          : at::mm(left, right.t(), dtype);
     total.narrow(0, start, height).narrow(1, start, width).add_(tile, scale);
   }
 }

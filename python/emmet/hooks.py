@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .products import quick_products
 
 
 class _Stopped(Exception):  # noqa: N818 (it reports no error)
@@ -133,7 +134,7 @@ def require_gradients() -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients, in the body only."""
+    """Evaluation mode, no parameter gradients, and products by oneDNN where they are quicker, in the body only."""
     modules = [module for module in model.modules() if module.training]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -141,7 +142,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = False
         for parameter in parameters:
             parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with torch.enable_grad(), quick_products(model):
             yield
     finally:
         for module in modules:
