@@ -30,7 +30,7 @@ void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dt
   for (int64_t start = 0; start < dim; start += block) {
     const int64_t height = std::min(block, dim - start), width = dim - start;
     const at::Tensor left = columns.narrow(0, start, height), right = columns.narrow(0, start, width);
-    const at::Tensor tile = by_onednn                    ? linear(left, right)
+    const at::Tensor tile = by_onednn                     ? linear(left, right)
                             : rows.scalar_type() == dtype ? at::mm(left, right.t())
                                                           : at::mm(left, right.t(), dtype);
     total.narrow(0, start, height).narrow(1, start, width).add_(tile, scale);
