@@ -7,6 +7,7 @@ counted, but for those inside of attention, and set against those that a large p
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import emmet
+from emmet._core import linear, prefers_onednn
 from emmet.edits import Edit
 from emmet.keys import in_contexts
 from emmet.loading import load
@@ -28,7 +30,13 @@ PEAK_SIZE = 2048
 def peak_flops(like: torch.Tensor) -> float:
     """Operations a second of a large matrix product in a weight's dtype and on its device: the best of five."""
     matrix = torch.randn(PEAK_SIZE, PEAK_SIZE).to(like)
-    return 2 * PEAK_SIZE**3 / min(seconds(lambda: matrix @ matrix) for _ in range(5))
+    product = linear if prefers_onednn() else torch.mm
+    return 2 * PEAK_SIZE**3 / min(seconds(lambda: product(matrix, matrix)) for _ in range(5))
+
+
+def linear_flops(rows: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Operations of x Wᵀ, from the shapes of x [..., in] and W [out, in]."""
+    return 2 * math.prod(rows) * weight[0]
 
 
 def once(editor: emmet.Editor, edits: Sequence[Edit]) -> dict[str, float]:
@@ -40,7 +48,7 @@ def once(editor: emmet.Editor, edits: Sequence[Edit]) -> dict[str, float]:
     residuals = torch.randn(len(edits), projection.d_out, generator=torch.Generator().manual_seed(0)).to(keys)
     update = emmet.solve(metric, keys, residuals, editor.config.ridge)
     before = projection.weight.detach().clone()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_flops})
     taken = {
         "tokenise": seconds(lambda: [in_contexts(editor.tokenizer, edit, editor.prefixes) for edit in edits]),
         "values": seconds(lambda: editor.values(edits)),

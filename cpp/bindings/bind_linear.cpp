@@ -1,5 +1,5 @@
 #include "bindings.h"
-#include "emmet/linear.h"
+#include "linear.h"
 
 namespace emmet::python {
 

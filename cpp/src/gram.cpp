@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "emmet/linear.h"
+#include "linear.h"
 
 namespace emmet {
 namespace {
@@ -26,7 +26,7 @@ void add_gram(const at::Tensor& total, const at::Tensor& rows, at::ScalarType dt
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const int64_t dim = rows.size(1), block = rows.is_cpu() ? kBlock : kBlockOnGpu;
   const bool by_onednn = rows.is_cpu() && dtype == at::kFloat && prefers_onednn();
-  const at::Tensor columns = by_onednn ? rows.t().contiguous() : rows.t();  // its blocks are to have no gaps
+  const at::Tensor columns = by_onednn ? rows.t().contiguous() : rows.t();  // a copy, whose blocks have no gaps
   for (int64_t start = 0; start < dim; start += block) {
     const int64_t height = std::min(block, dim - start), width = dim - start;
     const at::Tensor left = columns.narrow(0, start, height), right = columns.narrow(0, start, width);

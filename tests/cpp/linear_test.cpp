@@ -1,4 +1,4 @@
-#include "emmet/linear.h"
+#include "linear.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>

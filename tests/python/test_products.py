@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from emmet import products
-from emmet._core import linear
+from emmet._core import linear, prefers_onednn
 from emmet.products import quick_products
 from tiny import tiny_model
 
@@ -76,6 +76,36 @@ def test_other_modules_are_left_alone(make, calls):
     assert not calls
 
 
+@pytest.mark.parametrize("change", [lambda x: x.clamp_(-0.5, 0.5), lambda x: x.mul_(2)])
+def test_what_it_gives_can_be_changed_in_place(change):
+    module = nn.Linear(4, 3).requires_grad_(False)
+    states = torch.randn(1, 2, 4, requires_grad=True)
+    expected = torch.autograd.grad(change(module(states)).sum(), states)
+    with quick_products(module):
+        found = torch.autograd.grad(change(module(states)).sum(), states)
+    torch.testing.assert_close(found, expected)
+
+
+def test_weights_that_need_gradients_get_them(calls):
+    module = nn.Linear(4, 3)
+    with quick_products(module):
+        module(torch.randn(2, 4)).sum().backward()
+    assert module.weight.grad is not None
+    assert not calls
+
+
+def test_no_rows_and_named_arguments():
+    module = nn.Linear(4, 3).requires_grad_(False)
+    with quick_products(module):
+        assert module(torch.randn(2, 0, 4)).shape == (2, 0, 3)
+        assert module(input=torch.randn(2, 4)).shape == (2, 3)
+
+
+def test_torchs_switch_is_heeded():
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not prefers_onednn()
+
+
 def test_autocast_is_heeded(calls):
     module = nn.Linear(4, 3).requires_grad_(False)
     with quick_products(module), torch.autocast("cpu", torch.bfloat16):
@@ -85,7 +115,7 @@ def test_autocast_is_heeded(calls):
 
 def test_a_cpu_that_does_not_prefer_it_goes_on_as_before(calls, monkeypatch):
     monkeypatch.setattr(products, "prefers_onednn", lambda: False)
-    module = nn.Linear(4, 3)
+    module = nn.Linear(4, 3).requires_grad_(False)
     with quick_products(module):
         module(torch.randn(2, 4))
     assert not calls

@@ -6,9 +6,9 @@
 
 namespace emmet {
 
-/// x Wᵀ + b by oneDNN, for x [..., in], W [out, in] and b [out], without gradients. By torch where oneDNN is not built
-/// in, or where it is slow or does not apply: W neither contiguous by rows nor by columns, or not all float32 on the
-/// CPU.
+/// x Wᵀ + b by oneDNN, for x [..., in], W [out, in] and b [out], without gradients. By torch where oneDNN is missing or
+/// switched off, or where it is slow or does not apply: W neither contiguous by rows nor by columns, or not all of it
+/// float32 on the CPU.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias = std::nullopt);
 
 /// Whether float32 products are quicker by oneDNN on this CPU than by the library that torch calls for them: MKL uses
