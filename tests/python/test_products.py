@@ -101,6 +101,7 @@ def test_no_rows_and_named_arguments():
         assert module(input=torch.randn(2, 4)).shape == (2, 3)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # to flip the switch is enough for it
 def test_torchs_switch_is_heeded():
     with torch.backends.mkldnn.flags(enabled=False):
         assert not prefers_onednn()
