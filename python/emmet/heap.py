@@ -17,7 +17,7 @@ def trim_heap() -> None:
 def bound_kernel_cache() -> None:
     """Have oneDNN keep 128 kernels, unless the environment says how many; to be called before the first is made.
 
-    It makes one for each shape of a product in half precision (see `products` for float32), and keeps 1,024: with
-    prompts of all lengths these come to most of a GB.
+    It makes one for each shape of a product in half precision, and in float32 where `products` goes by it, and keeps
+    1,024: with prompts of all lengths these come to most of a GB in half precision.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")

@@ -48,9 +48,8 @@ def _forward(module: Any, *args: Any, **named: Any) -> Any:
         return type(module).forward(module, *args, **named)
     (states,) = args
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    rows = states.reshape(
-        -1, states.shape[-1]
-    )  # what a function returns is to be no view: models may change it in place
+    # By rows: of other input oneDNN gives a view, and a view that a function returns cannot be changed in place.
+    rows = states.reshape(-1, states.shape[-1])
     product = _Linear.apply(rows, weight, module.bias)  # type: ignore[no-untyped-call]
     return product.view(*states.shape[:-1], len(weight))
 
