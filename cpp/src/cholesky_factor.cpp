@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "cpu/cholesky_update.h"
+#include "cpu/triangular_solve.h"
 #include "float32_products.h"
 #include "gram.h"
 #include "system.h"
@@ -154,7 +155,20 @@ void CholeskyFactor::change_halves_(const at::Tensor& rows, const Change& change
   }
 }
 
+void CholeskyFactor::solve_one_(const at::Tensor& row, bool transposed) const {
+  const auto vector = row.to(dtype()).contiguous();
+  if (dtype() == at::kDouble) {
+    cpu::triangular_solve(corners_.const_data_ptr<double>(), side_.const_data_ptr<double>(),
+                          vector.mutable_data_ptr<double>(), size(), transposed);
+  } else {
+    cpu::triangular_solve(corners_.const_data_ptr<float>(), side_.const_data_ptr<float>(),
+                          vector.mutable_data_ptr<float>(), size(), transposed);
+  }
+  if (!vector.is_same(row)) row.copy_(vector);
+}
+
 void CholeskyFactor::solve_(const at::Tensor& rows) const {
+  if (rows.is_cpu() && rows.size(0) == 1) return solve_one_(rows, /*transposed=*/false);
   change_halves_(rows, [&](const at::Tensor& left, const at::Tensor& right) {
     solve_rows_(left, upper_first().mT(), /*upper=*/false);
     subtract_product_(right, left.narrow(1, 0, split()), side_.mT());
@@ -163,6 +177,7 @@ void CholeskyFactor::solve_(const at::Tensor& rows) const {
 }
 
 void CholeskyFactor::solve_transposed_(const at::Tensor& rows) const {
+  if (rows.is_cpu() && rows.size(0) == 1) return solve_one_(rows, /*transposed=*/true);
   change_halves_(rows, [&](const at::Tensor& left, const at::Tensor& right) {
     solve_rows_(right, lower_second().mT(), /*upper=*/true);
     subtract_product_(left.narrow(1, 0, split()), right, side_);

@@ -58,6 +58,9 @@ class CholeskyFactor {
   template <typename Change>
   void change_halves_(const at::Tensor& rows, const Change& change) const;
 
+  // L⁻¹r, or L⁻ᵀr, for a single row on the CPU, in its place.
+  void solve_one_(const at::Tensor& row, bool transposed) const;
+
   int64_t split() const noexcept { return side_.size(1); }  // the size of L₁
   int64_t rest() const noexcept { return side_.size(0); }   // that of L₂
   at::Tensor upper_first() const;   // [⌈d/2⌉, ⌈d/2⌉] with L₁ᵀ on and above its diagonal, ending in 1 where d is odd

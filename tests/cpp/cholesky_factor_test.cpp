@@ -1,5 +1,6 @@
 #include "cholesky_factor.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones_like.h>
@@ -46,13 +47,32 @@ TEST_P(FactorOfSize, TakesHalfTheMemoryOfASquare) {
 }
 
 TEST_P(FactorOfSize, MultipliesAndSolves) {
-  const at::Tensor rows = oracle::random({3, size}, 2), lower = lower_of(factor);
-  EXPECT_LT(oracle::relative_error(factor.multiplied(rows), at::matmul(rows, lower)), kTolerance);
-  const at::Tensor solved = rows.clone(), transposed = rows.clone();
-  factor.solve_(solved);  // L x = r for rows: x Lᵀ = r
-  EXPECT_LT(oracle::relative_error(at::matmul(solved, lower.t()), rows), kTolerance);
+  const at::Tensor lower = lower_of(factor);
+  for (const int64_t count : {1, 3}) {  // one row has kernels of its own
+    const at::Tensor rows = oracle::random({count, size}, 2);
+    EXPECT_LT(oracle::relative_error(factor.multiplied(rows), at::matmul(rows, lower)), kTolerance);
+    const at::Tensor solved = rows.clone(), transposed = rows.clone();
+    factor.solve_(solved);  // L x = r for rows: x Lᵀ = r
+    EXPECT_LT(oracle::relative_error(at::matmul(solved, lower.t()), rows), kTolerance) << count;
+    factor.solve_transposed_(transposed);
+    EXPECT_LT(oracle::relative_error(at::matmul(transposed, lower), rows), kTolerance) << count;
+  }
+}
+
+TEST_P(FactorOfSize, SolvesForARowAlikeWithAnyNumberOfThreads) {
+  const at::Tensor row = oracle::random({1, size}, 2), transposed = row.clone(), solved = row.clone();
+  factor.solve_(solved);
   factor.solve_transposed_(transposed);
-  EXPECT_LT(oracle::relative_error(at::matmul(transposed, lower), rows), kTolerance);
+  const int threads = at::get_num_threads();
+  for (const int count : {1, 3}) {
+    at::set_num_threads(count);
+    const at::Tensor again = row.clone(), transposed_again = row.clone();
+    factor.solve_(again);
+    factor.solve_transposed_(transposed_again);
+    at::set_num_threads(threads);
+    EXPECT_TRUE(again.equal(solved)) << count;
+    EXPECT_TRUE(transposed_again.equal(transposed)) << count;
+  }
 }
 
 TEST_P(FactorOfSize, IsThatOfItsUpperTriangle) {
@@ -84,12 +104,14 @@ TEST_P(FactorOfSize, IsThatOfItsParts) {
 TEST_P(FactorOfSize, InFloat32SolvesAndMultipliesByRounding) {
   const auto rounded = factor.to(at::kFloat);
   EXPECT_EQ(rounded.dtype(), at::kFloat);
-  const at::Tensor rows = oracle::random({3, size}, 2), exact = rows.clone(), solved = rows.clone();
-  factor.solve_(exact);
-  rounded.solve_(solved);
-  EXPECT_EQ(solved.scalar_type(), at::kDouble);
-  EXPECT_LT(oracle::relative_error(solved, exact), 1e-4);
-  EXPECT_LT(oracle::relative_error(rounded.multiplied(rows), factor.multiplied(rows)), 1e-6);
+  for (const int64_t count : {1, 3}) {
+    const at::Tensor rows = oracle::random({count, size}, 2), exact = rows.clone(), solved = rows.clone();
+    factor.solve_(exact);
+    rounded.solve_(solved);
+    EXPECT_EQ(solved.scalar_type(), at::kDouble);
+    EXPECT_LT(oracle::relative_error(solved, exact), 1e-4) << count;
+    EXPECT_LT(oracle::relative_error(rounded.multiplied(rows), factor.multiplied(rows)), 1e-6);
+  }
 }
 
 /// Few rows are rotated into a factor, more are reflected, and those of more than a block one block after the other.
