@@ -36,8 +36,6 @@ from .tokens import Prompt, encode_prompts
 _FIRST_RADIUS = 0.1
 _GRADIENT_LENGTH = 0.3
 
-_NO_TOKEN = -1
-
 
 @dataclass(frozen=True)
 class Values:
@@ -69,47 +67,51 @@ class _Turn:
         subjects: Sequence[Prompt],
     ) -> None:
         rows: list[Row] = []
-        targets = []  # of each read, its row and the target's token; no token where the divergence is read
-        for contexts, subject in zip(prompts, subjects, strict=True):
+        targets = []  # the row and the token of each
+        for contexts in prompts:
             for prompt in contexts:
                 targets += [(len(rows), prompt.ids[position]) for position in prompt.target]
                 rows.append(Row(prompt.ids[:-1], prompt.subject, [position - 1 for position in prompt.target]))
-            targets.append((len(rows), _NO_TOKEN))
+        for subject in subjects:
             rows.append(Row(subject.ids[: subject.subject + 1], subject.subject, [subject.subject]))
-        self._rows_an_edit = len(prompts[0]) + 1
-        self._read_rows, self._read_ids = torch.tensor(targets, device=arch.model.device).T
+        self._edits, self._contexts = len(subjects), len(prompts[0])
+        self._target_rows, self._target_ids = torch.tensor(targets, device=arch.model.device).T
         self._suffixes = Suffixes(arch, injection, rows)
 
     @property
     def start(self) -> Tensor:
         """h [n, d_model] in the first context of each edit."""
-        return self._suffixes.start[:: self._rows_an_edit].float()
+        return self._suffixes.start[: self._edits * self._contexts : self._contexts].float()
 
     def copies(self, delta: Tensor) -> Tensor:
         """δ [n, d] once for each row, [rows, d], so that each row has a gradient of its own."""
-        return delta.detach().repeat_interleave(self._rows_an_edit, dim=0).requires_grad_()
+        return self._rows_of(delta.detach()).requires_grad_()
 
     def __call__(self, copies: Tensor) -> tuple[Tensor, Tensor]:
         """Mean NLL of the target's tokens in each context [n, c], and log-probabilities at each subject [n, vocab]."""
         logits = self._suffixes.logits(copies).float()
-        of_target = self._read_ids != _NO_TOKEN
-        of_tokens = functional.cross_entropy(logits[of_target], self._read_ids[of_target], reduction="none")
-        tokens = torch.bincount(self._read_rows, minlength=len(copies))
-        rows = torch.zeros(len(copies), device=logits.device)
-        nll = rows.index_add(0, self._read_rows[of_target], of_tokens) / tokens
-        return nll.view(-1, self._rows_an_edit)[:, :-1], functional.log_softmax(logits[~of_target], dim=-1)
+        of_targets, of_subjects = torch.split(logits, [len(self._target_ids), self._edits])  # as the rows are in order
+        of_tokens = functional.cross_entropy(of_targets, self._target_ids, reduction="none")
+        of_rows = torch.zeros(self._edits * self._contexts, device=logits.device)
+        nll = of_rows.index_add(0, self._target_rows, of_tokens) / torch.bincount(self._target_rows)
+        return nll.view(-1, self._contexts), functional.log_softmax(of_subjects, dim=-1)
 
     def per_edit(self, of_rows: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of copies [rows, d], apart: those of the contexts [n, c, d], and of the subject [n, d]."""
-        of_edits = of_rows.view(-1, self._rows_an_edit, of_rows.shape[-1])
-        return of_edits[:, :-1], of_edits[:, -1]
+        of_contexts, of_subjects = torch.split(of_rows, [self._edits * self._contexts, self._edits])
+        return of_contexts.view(self._edits, self._contexts, -1), of_subjects
 
     def keep(self, edits: Tensor) -> None:
-        rows = edits.repeat_interleave(self._rows_an_edit)
-        read = rows[self._read_rows]
-        self._read_ids = self._read_ids[read]
-        self._read_rows = (rows.cumsum(0) - 1)[self._read_rows[read]]
-        self._suffixes.keep(rows)
+        kept = self._rows_of(edits)
+        targets = kept[self._target_rows]
+        self._target_ids = self._target_ids[targets]
+        self._target_rows = (kept.cumsum(0) - 1)[self._target_rows[targets]]
+        self._edits = int(edits.sum())
+        self._suffixes.keep(kept)
+
+    def _rows_of(self, of_edits: Tensor) -> Tensor:
+        """What each edit has [n, ...], for each row: all contexts come first, then the subjects."""
+        return torch.cat([of_edits.repeat_interleave(self._contexts, dim=0), of_edits])
 
 
 class _Objective:
