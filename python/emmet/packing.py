@@ -169,10 +169,27 @@ class PastLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.layout.past
 
     def select(self, rows: Tensor, layout: Layout) -> PastLayer:
+        """That of some rows, selected by a boolean [rows] or by indices, to which others are added."""
         if self.keys is None or self.values is None:
             return PastLayer(layout)
         rows = rows.to(self.keys.device)
         return PastLayer(layout, self.keys[rows], self.values[rows])
+
+    def in_order(self, tokens: Tensor, layout: Layout) -> PastLayer:
+        """That of some tokens [rows, tokens] of each row, in this order."""
+        if self.keys is None or self.values is None:
+            return PastLayer(layout)
+        tokens = tokens[:, None, :, None].to(self.keys.device)
+        return PastLayer(layout, self.keys.take_along_dim(tokens, 2), self.values.take_along_dim(tokens, 2))
+
+
+class GrowingLayer(PastLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of a past, and after the forward pass those of its tokens, too."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        seen = super().update(key_states, value_states)
+        self.keys, self.values = seen if self.keys is not None else map(self.layout.unpack_heads, seen)
+        return seen
 
 
 def _attention_function(module: nn.Module, name: str) -> Any:

@@ -14,24 +14,28 @@ from .packing import can_pack
 from .storage import first_line
 from .suffixes import Injection, Row, Suffixes
 
-# Of one length neither before the subject's last token nor from there on.
-_ROWS = (Row(range(6), subject=3, reads=[5]), Row(range(1, 5), subject=2, reads=[3]))
+# Of one length neither before the subject's last token nor from there on; two of them begin alike.
+_GROUPS = (
+    (Row((0, 1, 2, 3, 4, 5), subject=3, reads=[5]), Row((0, 1, 3, 2), subject=2, reads=[3])),
+    (Row((1, 2, 3, 4), subject=2, reads=[3]),),
+)
 # Relative to the logits: well above rounding, and well below what a layer that forgets its prefix gives.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 _TOLERANCE_HALF_PRECISION = 0.05
 
 
 def tried(arch: Architecture, injection: Injection) -> Injection:
-    """The injection with `packs` as a trial finds it. Raises as `check_resumable` does."""
-    packed = replace(injection, packs=can_pack(arch.base))
-    try:
-        check_resumable(arch, packed)
-    except (ModelError, NonFiniteError):
-        if not packed.packs:
-            raise
-        check_resumable(arch, injection)
-        return injection
-    return packed
+    """The injection with `packs` and `shares` as trials find them. Raises as `check_resumable` does."""
+    packings = (True, False) if can_pack(arch.base) else (False,)
+    quicker = [replace(injection, packs=packs, shares=shares) for packs in packings for shares in (True, False)]
+    for variant in quicker[:-1]:
+        try:
+            check_resumable(arch, variant)
+        except (ModelError, NonFiniteError):
+            continue
+        return variant
+    check_resumable(arch, injection)
+    return injection
 
 
 def check_resumable(arch: Architecture, injection: Injection) -> None:
@@ -59,12 +63,13 @@ def _difference(arch: Architecture, injection: Injection) -> float:
     """Relative to the logits of each row alone."""
     device = arch.model.device
     with frozen(arch.model):
-        suffixes = Suffixes(arch, injection, _ROWS)
-        delta = torch.zeros(len(_ROWS), arch.d_model, device=device, requires_grad=True)
+        suffixes = Suffixes(arch, injection, _GROUPS)
+        rows = [row for group in _GROUPS for row in group]
+        delta = torch.zeros(len(rows), arch.d_model, device=device, requires_grad=True)
         resumed = suffixes.logits(delta)
         torch.autograd.grad(resumed.sum(), delta)
         with torch.no_grad():
-            alone = [torch.tensor([row.ids], device=device) for row in _ROWS]
+            alone = [torch.tensor([row.ids], device=device) for row in rows]
             whole = torch.cat([arch.model(input_ids=ids, use_cache=False).logits[0, -1:] for ids in alone])
     return float((resumed.detach() - whole).norm() / whole.norm())
 

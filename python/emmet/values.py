@@ -56,62 +56,72 @@ class Values:
         return Values(*(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "loss", "steps")))
 
 
-class _Turn:
-    """Equally many contexts of each edit of a batch, and its "{subject} is a", run together."""
+@dataclass(frozen=True)
+class _Rows:
+    """Some contexts of each edit of a batch, and its "{subject} is a", which are run together.
 
-    def __init__(
-        self,
-        arch: Architecture,
-        injection: Injection,
-        prompts: Sequence[Sequence[Prompt]],
-        subjects: Sequence[Prompt],
-    ) -> None:
-        rows: list[Row] = []
-        targets = []  # the row and the token of each
-        for contexts in prompts:
-            for prompt in contexts:
-                targets += [(len(rows), prompt.ids[position]) for position in prompt.target]
-                rows.append(Row(prompt.ids[:-1], prompt.subject, [position - 1 for position in prompt.target]))
-        for subject in subjects:
-            rows.append(Row(subject.ids[: subject.subject + 1], subject.subject, [subject.subject]))
-        self._edits, self._contexts = len(subjects), len(prompts[0])
-        self._target_rows, self._target_ids = torch.tensor(targets, device=arch.model.device).T
-        self._suffixes = Suffixes(arch, injection, rows)
+    All edits in a context, in the order of the batch, are a group of rows, and so are all subjects, the last group.
+    """
+
+    suffixes: Suffixes
+    groups: int
+    target_rows: Tensor  # [targets], of the tokens of all targets
+    target_ids: Tensor
+
+    @staticmethod
+    def of(
+        arch: Architecture, injection: Injection, prompts: Sequence[Sequence[Prompt]], subjects: Sequence[Prompt]
+    ) -> _Rows:
+        contexts = [
+            [Row(prompt.ids[:-1], prompt.subject, [position - 1 for position in prompt.target]) for prompt in group]
+            for group in zip(*prompts, strict=True)
+        ]
+        last = [Row(prompt.ids[: prompt.subject + 1], prompt.subject, [prompt.subject]) for prompt in subjects]
+        in_order = enumerate(prompt for group in zip(*prompts, strict=True) for prompt in group)
+        targets = [(row, prompt.ids[position]) for row, prompt in in_order for position in prompt.target]
+        suffixes = Suffixes(arch, injection, [*contexts, last])
+        return _Rows(suffixes, len(contexts) + 1, *torch.tensor(targets, device=arch.model.device).T)
+
+    @property
+    def edits(self) -> int:
+        return len(self.suffixes.start) // self.groups
 
     @property
     def start(self) -> Tensor:
         """h [n, d_model] in the first context of each edit."""
-        return self._suffixes.start[: self._edits * self._contexts : self._contexts].float()
+        return self.suffixes.start[: self.edits].float()
 
     def copies(self, delta: Tensor) -> Tensor:
         """δ [n, d] once for each row, [rows, d], so that each row has a gradient of its own."""
-        return self._rows_of(delta.detach()).requires_grad_()
+        return delta.detach().repeat(self.groups, 1).requires_grad_()
 
     def __call__(self, copies: Tensor) -> tuple[Tensor, Tensor]:
         """Mean NLL of the target's tokens in each context [n, c], and log-probabilities at each subject [n, vocab]."""
-        logits = self._suffixes.logits(copies).float()
-        of_targets, of_subjects = torch.split(logits, [len(self._target_ids), self._edits])  # as the rows are in order
-        of_tokens = functional.cross_entropy(of_targets, self._target_ids, reduction="none")
-        of_rows = torch.zeros(self._edits * self._contexts, device=logits.device)
-        nll = of_rows.index_add(0, self._target_rows, of_tokens) / torch.bincount(self._target_rows)
-        return nll.view(-1, self._contexts), functional.log_softmax(of_subjects, dim=-1)
+        logits = self.suffixes.logits(copies).float()
+        of_targets, of_subjects = torch.split(logits, [len(self.target_ids), self.edits])
+        of_tokens = functional.cross_entropy(of_targets, self.target_ids, reduction="none")
+        of_rows = torch.zeros(len(copies) - self.edits, device=logits.device)
+        nll = of_rows.index_add(0, self.target_rows, of_tokens) / torch.bincount(self.target_rows)
+        return nll.view(-1, self.edits).T, functional.log_softmax(of_subjects, dim=-1)
 
     def per_edit(self, of_rows: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of copies [rows, d], apart: those of the contexts [n, c, d], and of the subject [n, d]."""
-        of_contexts, of_subjects = torch.split(of_rows, [self._edits * self._contexts, self._edits])
-        return of_contexts.view(self._edits, self._contexts, -1), of_subjects
+        of_groups = of_rows.view(self.groups, -1, of_rows.shape[-1])
+        return of_groups[:-1].transpose(0, 1), of_groups[-1]
 
-    def keep(self, edits: Tensor) -> None:
-        kept = self._rows_of(edits)
-        targets = kept[self._target_rows]
-        self._target_ids = self._target_ids[targets]
-        self._target_rows = (kept.cumsum(0) - 1)[self._target_rows[targets]]
-        self._edits = int(edits.sum())
-        self._suffixes.keep(kept)
+    def of_contexts(self, contexts: slice) -> _Rows:
+        groups = torch.zeros(self.groups, dtype=torch.bool, device=self.target_rows.device)
+        groups[contexts] = groups[-1] = True
+        return self._selected(groups.repeat_interleave(self.edits), int(groups.sum()))
 
-    def _rows_of(self, of_edits: Tensor) -> Tensor:
-        """What each edit has [n, ...], for each row: all contexts come first, then the subjects."""
-        return torch.cat([of_edits.repeat_interleave(self._contexts, dim=0), of_edits])
+    def of_edits(self, edits: Tensor) -> _Rows:
+        """Those of the edits that the boolean `edits` [n] selects."""
+        return self._selected(edits.repeat(self.groups), self.groups)
+
+    def _selected(self, rows: Tensor, groups: int) -> _Rows:
+        targets = rows[self.target_rows]
+        target_rows = (rows.cumsum(0) - 1)[self.target_rows[targets]]
+        return _Rows(self.suffixes.selected(rows), groups, target_rows, self.target_ids[targets])
 
 
 class _Objective:
@@ -135,12 +145,13 @@ class _Objective:
         some = config.contexts_per_step if config.optimizer == "adam" else None
         if some is not None and some * config.steps >= contexts:  # each has its turn
             size = some
-        self._parts = [slice(first, first + size) for first in range(0, contexts, size)]
-        self._turns = [_Turn(arch, injection, [group[part] for group in prompts], subjects) for part in self._parts]
+        rows = _Rows.of(arch, injection, prompts, subjects)
+        self._parts = [slice(first, min(first + size, contexts)) for first in range(0, contexts, size)]
+        self._turns = [rows.of_contexts(part) for part in self._parts] if size < contexts else [rows]
         self._calls = 0
         self._names = list(names)
         self._config = config
-        self.start = self._turns[0].start
+        self.start = rows.start
         self._latest = torch.full((len(prompts), contexts), torch.nan, device=self.start.device)
         self._unedited: Tensor | None = None
 
@@ -170,8 +181,7 @@ class _Objective:
     def keep(self, edits: Tensor) -> None:
         """Drop all edits but those selected by the boolean `edits` [n], after the first call."""
         assert self._unedited is not None
-        for turn in self._turns:
-            turn.keep(edits)
+        self._turns = [turn.of_edits(edits) for turn in self._turns]
         self._names = list(itertools.compress(self._names, edits.tolist()))
         self.start, self._unedited, self._latest = self.start[edits], self._unedited[edits], self._latest[edits]
 
