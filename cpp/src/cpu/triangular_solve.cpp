@@ -5,7 +5,8 @@
 #include <algorithm>
 
 // Compiled anew within each function that calls it, for the instructions that this one may use.
-#define EMMET_INLINE inline __attribute__((always_inline))
+#define EMMET_COMPILED_ANEW __attribute__((always_inline))
+#define EMMET_INLINE inline EMMET_COMPILED_ANEW
 
 namespace emmet::cpu {
 namespace {
@@ -81,31 +82,31 @@ EMMET_INLINE void subtract(const Block<T>& B, bool transposed, const T* x, T* y)
 }
 
 #if defined(__x86_64__)
-template <typename T>
-__attribute__((target("avx512f"))) void subtract_by_avx512(const Block<T>& B, bool transposed, const T* x, T* y) {
-  subtract(B, transposed, x, y);
+template <typename Work>
+__attribute__((target("avx512f"))) void do_with_avx512(const Work& work) {
+  work();
 }
 
-template <typename T>
-__attribute__((target("avx2,fma"))) void subtract_by_avx2(const Block<T>& B, bool transposed, const T* x, T* y) {
-  subtract(B, transposed, x, y);
+template <typename Work>
+__attribute__((target("avx2,fma"))) void do_with_avx2(const Work& work) {
+  work();
 }
 #endif
 
-// y -= B x, or Bᵀ x, with the widest instructions that the CPU has.
-template <typename T>
-void subtract_on_this_cpu(const Block<T>& B, bool transposed, const T* x, T* y) {
+// Does some work that is compiled anew, with the widest instructions that the CPU has.
+template <typename Work>
+void do_on_this_cpu(const Work& work) {
 #if defined(__x86_64__)
   static const bool has_avx512 = __builtin_cpu_supports("avx512f");
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512) return subtract_by_avx512(B, transposed, x, y);
-  if (has_avx2) return subtract_by_avx2(B, transposed, x, y);
+  if (has_avx512) return do_with_avx512(work);
+  if (has_avx2) return do_with_avx2(work);
 #endif
-  subtract(B, transposed, x, y);
+  work();
 }
 
-// The same by all threads. Each has some whole groups of the numbers of y, so that all are summed up alike however many
-// threads there are.
+// y -= B x, or Bᵀ x, by all threads. Each has some whole groups of the numbers of y, so that all are summed up alike
+// however many threads there are.
 template <typename T>
 void subtract_in_parallel(const Block<T>& B, bool transposed, const T* x, T* y) {
   const int64_t count = transposed ? B.columns : B.rows, each = transposed ? B.rows : B.columns;
@@ -114,30 +115,31 @@ void subtract_in_parallel(const Block<T>& B, bool transposed, const T* x, T* y) 
   at::parallel_for(0, groups, std::max<int64_t>(1, kGrain / (kGroup * each)), [&](int64_t first, int64_t last) {
     const int64_t start = kGroup * first, size = std::min(kGroup * last, count) - start;
     const auto some = transposed ? B.part(0, start, B.rows, size) : B.part(start, 0, size, B.columns);
-    subtract_on_this_cpu(some, transposed, x, y + start);
+    do_on_this_cpu([&]() EMMET_COMPILED_ANEW { subtract(some, transposed, x, y + start); });
   });
 }
 
-// x ← T⁻¹x, or T⁻ᵀx, for the lower or the upper triangle T of a square: by panels of rows, each of a triangle of its
-// own and what lies beside that.
+// x ← T⁻¹x, or T⁻ᵀx, for the lower or the upper triangle T of a square: some rows at a time, which have a triangle of
+// their own and what lies beside that.
 template <int64_t kRows, typename T>
-void solve(const Block<T>& square, bool lower, bool transposed, T* x) {
+EMMET_INLINE void solve(const Block<T>& square, bool lower, bool transposed, T* x) {
   const bool forward = lower != transposed;
   const int64_t size = square.rows;
-  for (int64_t done = 0, width = 0; done < size; done += width) {
-    width = std::min(kRows, size - done);
-    const int64_t start = forward ? done : size - done - width, end = start + width;
+  for (int64_t done = 0, height = 0; done < size; done += height) {
+    height = std::min(kRows, size - done);
+    const int64_t start = forward ? done : size - done - height, end = start + height;
     const int64_t from = lower ? 0 : end, to = lower ? start : size;
-    const auto beside = square.part(start, from, width, to - from);
-    const auto subtract_beside = kRows == 1 ? subtract_on_this_cpu<T> : subtract_in_parallel<T>;
-
-    if (!transposed) subtract_beside(beside, transposed, x + from, x + start);
+    const auto beside = square.part(start, from, height, to - from);
     if constexpr (kRows == 1) {
+      if (!transposed) subtract(beside, transposed, x + from, x + start);
       x[start] /= square.row(start)[start];
+      if (transposed) subtract(beside, transposed, x + start, x + from);
     } else {
-      solve<1>(square.part(start, start, width, width), lower, transposed, x + start);
+      const auto panel = square.part(start, start, height, height);
+      if (!transposed) subtract_in_parallel(beside, transposed, x + from, x + start);
+      do_on_this_cpu([&]() EMMET_COMPILED_ANEW { solve<1>(panel, lower, transposed, x + start); });
+      if (transposed) subtract_in_parallel(beside, transposed, x + start, x + from);
     }
-    if (transposed) subtract_beside(beside, transposed, x + start, x + from);
   }
 }
 
