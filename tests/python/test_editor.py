@@ -145,6 +145,7 @@ def test_the_update_is_the_closed_form_of_keys_and_residuals(corpus):
     expected = closed_forms.memit(Problem(moment, keys, residuals_of(editor, EDITS)), 0.7)
     handle = editor.edit(EDITS)
     found = handle.delta.layers[1].update.dense().numpy()
+    # Both take differences of states in float32 that come from passes of their own.
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     (report,) = handle.diagnostics
     assert (report.layer, report.edits, report.diagnostics.ridge) == (1, range(3), 0.7)
