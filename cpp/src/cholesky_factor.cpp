@@ -1,6 +1,7 @@
 #include "cholesky_factor.h"
 
 #include <ATen/Context.h>
+#include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -157,13 +158,10 @@ void CholeskyFactor::change_halves_(const at::Tensor& rows, const Change& change
 
 void CholeskyFactor::solve_one_(const at::Tensor& row, bool transposed) const {
   const auto vector = row.to(dtype()).contiguous();
-  if (dtype() == at::kDouble) {
-    cpu::triangular_solve(corners_.const_data_ptr<double>(), side_.const_data_ptr<double>(),
-                          vector.mutable_data_ptr<double>(), size(), transposed);
-  } else {
-    cpu::triangular_solve(corners_.const_data_ptr<float>(), side_.const_data_ptr<float>(),
-                          vector.mutable_data_ptr<float>(), size(), transposed);
-  }
+  AT_DISPATCH_FLOATING_TYPES(dtype(), "triangular_solve", [&] {
+    cpu::triangular_solve(corners_.const_data_ptr<scalar_t>(), side_.const_data_ptr<scalar_t>(),
+                          vector.mutable_data_ptr<scalar_t>(), size(), transposed);
+  });
   if (!vector.is_same(row)) row.copy_(vector);
 }
 

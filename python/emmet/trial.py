@@ -27,15 +27,15 @@ _TOLERANCE_HALF_PRECISION = 0.05
 def tried(arch: Architecture, injection: Injection) -> Injection:
     """The injection with `packs` and `shares` as trials find them. Raises as `check_resumable` does."""
     packings = (True, False) if can_pack(arch.base) else (False,)
-    quicker = [replace(injection, packs=packs, shares=shares) for packs in packings for shares in (True, False)]
-    for variant in quicker[:-1]:
+    *quicker, plain = [replace(injection, packs=packs, shares=shares) for packs in packings for shares in (True, False)]
+    for variant in quicker:
         try:
             check_resumable(arch, variant)
         except (ModelError, NonFiniteError):
             continue
         return variant
-    check_resumable(arch, injection)
-    return injection
+    check_resumable(arch, plain)
+    return plain
 
 
 def check_resumable(arch: Architecture, injection: Injection) -> None:

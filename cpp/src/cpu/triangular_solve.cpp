@@ -6,7 +6,6 @@
 
 // Compiled anew within each function that calls it, for the instructions that this one may use.
 #define EMMET_COMPILED_ANEW __attribute__((always_inline))
-#define EMMET_INLINE inline EMMET_COMPILED_ANEW
 
 namespace emmet::cpu {
 namespace {
@@ -32,7 +31,7 @@ struct Block {
 
 // y -= B x, four rows at a time.
 template <typename T>
-EMMET_INLINE void subtract_product(const Block<T>& B, const T* x, T* y) {
+EMMET_COMPILED_ANEW inline void subtract_product(const Block<T>& B, const T* x, T* y) {
   int64_t i = 0;
   for (; i + 4 <= B.rows; i += 4) {
     const T *r0 = B.row(i), *r1 = B.row(i + 1), *r2 = B.row(i + 2), *r3 = B.row(i + 3);
@@ -60,7 +59,7 @@ EMMET_INLINE void subtract_product(const Block<T>& B, const T* x, T* y) {
 
 // y -= Bᵀ x, four rows of B at a time.
 template <typename T>
-EMMET_INLINE void subtract_transposed_product(const Block<T>& B, const T* x, T* y) {
+EMMET_COMPILED_ANEW inline void subtract_transposed_product(const Block<T>& B, const T* x, T* y) {
   int64_t i = 0;
   for (; i + 4 <= B.rows; i += 4) {
     const T *r0 = B.row(i), *r1 = B.row(i + 1), *r2 = B.row(i + 2), *r3 = B.row(i + 3);
@@ -77,7 +76,7 @@ EMMET_INLINE void subtract_transposed_product(const Block<T>& B, const T* x, T* 
 }
 
 template <typename T>
-EMMET_INLINE void subtract(const Block<T>& B, bool transposed, const T* x, T* y) {
+EMMET_COMPILED_ANEW inline void subtract(const Block<T>& B, bool transposed, const T* x, T* y) {
   transposed ? subtract_transposed_product(B, x, y) : subtract_product(B, x, y);
 }
 
@@ -122,7 +121,7 @@ void subtract_in_parallel(const Block<T>& B, bool transposed, const T* x, T* y) 
 // x ← T⁻¹x, or T⁻ᵀx, for the lower or the upper triangle T of a square: some rows at a time, which have a triangle of
 // their own and what lies beside that.
 template <int64_t kRows, typename T>
-EMMET_INLINE void solve(const Block<T>& square, bool lower, bool transposed, T* x) {
+EMMET_COMPILED_ANEW inline void solve(const Block<T>& square, bool lower, bool transposed, T* x) {
   const bool forward = lower != transposed;
   const int64_t size = square.rows;
   for (int64_t done = 0, height = 0; done < size; done += height) {
