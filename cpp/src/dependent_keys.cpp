@@ -29,9 +29,9 @@ constexpr double kShare = 1e-3;
 constexpr int64_t kBlockRows = 1024;
 constexpr size_t kNamedKeys = 8;
 
-// Where a condition holds, counted from `first`.
-std::vector<int64_t> indices_where(const at::Tensor& condition, int64_t first = 0) {
-  const auto found = at::nonzero(condition.reshape(-1)).reshape(-1).add(first).cpu().contiguous();
+// Where a condition [n] holds.
+std::vector<int64_t> indices_where(const at::Tensor& condition) {
+  const auto found = at::nonzero(condition).reshape(-1).cpu().contiguous();
   return {found.const_data_ptr<int64_t>(), found.const_data_ptr<int64_t>() + found.numel()};
 }
 
@@ -139,10 +139,8 @@ void require_nonzero_keys(const at::Tensor& whitened) {
                            {zero});
 }
 
-void require_metric_for(const at::Tensor& met, int64_t first) {
-  if (const auto missed = indices_where(met.logical_not(), first); !missed.empty()) {
-    throw_for_metric(" for edits " + list_text(missed));
-  }
+void require_metric_for(const std::vector<int64_t>& missed) {
+  if (!missed.empty()) throw_for_metric(" for edits " + list_text(missed));
 }
 
 }  // namespace emmet

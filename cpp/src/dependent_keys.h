@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace emmet {
 
@@ -14,7 +15,7 @@ namespace emmet {
 /// Throws DependentKeysError with the whitened keys [n, r] whose squared length is zero, if there are any.
 void require_nonzero_keys(const at::Tensor& whitened);
 
-/// Throws NotPositiveDefiniteError with the edits, counted from `first`, whose constraint is not `met` [n, 1].
-void require_metric_for(const at::Tensor& met, int64_t first);
+/// Throws NotPositiveDefiniteError with the edits whose constraint the metric misses, if there are any.
+void require_metric_for(const std::vector<int64_t>& missed);
 
 }  // namespace emmet

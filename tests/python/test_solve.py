@@ -191,7 +191,7 @@ class TestEach:
     def test_names_edits_for_which_a_metric_has_too_few_digits(self) -> None:
         metric, eigenvectors = with_too_few_digits()
         keys = eigenvectors[[300, 0]]  # the latter where C is largest, and C⁻¹ smallest
-        with pytest.raises(NotPositiveDefiniteError, match="too ill-conditioned;"):
+        with pytest.raises(NotPositiveDefiniteError, match="too ill-conditioned for edits 1;"):
             solve(metric, keys[1:], torch.ones(1, 3))
         with pytest.raises(NotPositiveDefiniteError, match="too ill-conditioned for edits 2;"):
             solve_each(metric, keys, torch.ones(2, 3))
