@@ -14,7 +14,9 @@ void bind_covariance(py::module_& module) {
                   "Continue from what `sum()` [dim, dim] and `count()` gave earlier.")
       .def("add", &Covariance::add, py::arg("keys"), py::arg("mask") = py::none(), ReleaseGil(),
            "Add keys [..., dim] on `device`, of any float dtype; with `mask` [...], only the rows that it selects.\n\n"
-           "Raises NonFiniteError naming the first bad row; nothing is added then.")
+           "Raises ShapeError, or NonFiniteError naming the first bad row; nothing is added then. Where memory runs "
+           "out\n"
+           "midway, the moment is lost: all that reads or changes the sum raises EmmetError from then on.")
       .def("merge", &Covariance::merge, py::arg("other"), ReleaseGil(),
            "Add what another moment of the same width has seen, on whatever device.")
       .def("sum", &Covariance::sum, ReleaseGil(), "Σ k kᵀ, [dim, dim] float64, symmetric.")

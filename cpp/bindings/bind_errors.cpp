@@ -40,7 +40,8 @@ void bind_errors(py::module_& module) {
   py::register_local_exception<NonFiniteError>(module, "NonFiniteError", base).doc() =
       "NaN or Inf where finite numbers are needed.";
   py::register_local_exception<NotPositiveDefiniteError>(module, "NotPositiveDefiniteError", base).doc() =
-      "A matrix has no Cholesky factor: a second moment of too few keys, or a system whose ridge is too small.";
+      "A matrix has no Cholesky factor, as a second moment of too few keys or a system whose ridge is too small; or a\n"
+      "metric is too ill-conditioned for a constraint.";
   py::register_local_exception<FormatError>(module, "FormatError", base).doc() =
       "A file is not what it should be: truncated, malformed or of another kind.";
 

@@ -28,10 +28,11 @@ void bind_solve(py::module_& module) {
       "and\n"
       "residual [d_out] are n = 1. `ridge` is μ ≥ 0, or \"auto\": the smallest that bounds the condition number of the "
       "system.\n\n"
-      "With μ = 0 the constraint ΔK = R holds to 1e-6 relative, or DependentKeysError names the keys that prevent it.\n"
-      "Raises NotPositiveDefiniteError where a ridge is too small to matter beside keys that depend on each other, "
-      "and\n"
-      "ShapeError and NonFiniteError for bad input.");
+      "With μ = 0 the constraint ΔK = R holds to 1e-6 relative, or DependentKeysError names the keys that prevent it, "
+      "or\n"
+      "NotPositiveDefiniteError says that the metric does, as one in float32 may. That is also raised where a ridge "
+      "is\n"
+      "too small to matter beside keys that depend on each other; ShapeError and NonFiniteError for bad input.");
   module.def(
       "solve_each",
       [](const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals,

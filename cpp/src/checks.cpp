@@ -92,6 +92,12 @@ void require_symmetric(const at::Tensor& matrix, const std::string& name, const 
   }
 }
 
+void require_not_negative(double value, const std::string& name) {
+  if (!(std::isfinite(value) && value >= 0)) {
+    throw Error(c10::str("expected ", name, " >= 0, got ", value, "; give a finite number that is not negative"));
+  }
+}
+
 void require_same_count(const at::Tensor& keys, const at::Tensor& residuals) {
   if (residuals.size(0) != keys.size(0)) {
     throw ShapeError(c10::str("expected as many residuals as keys, got ", residuals.size(0), " and ", keys.size(0),

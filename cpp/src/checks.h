@@ -27,6 +27,9 @@ void require_finite_rows(const at::Tensor& tensor, const std::string& name,
 /// NonFiniteError unless it is finite. `source` is what gives such a matrix.
 void require_symmetric(const at::Tensor& matrix, const std::string& name, const std::string& source);
 
+/// Throws Error unless `value` is finite and at least 0.
+void require_not_negative(double value, const std::string& name);
+
 /// Throws ShapeError unless there are as many rows of residuals as of keys.
 void require_same_count(const at::Tensor& keys, const at::Tensor& residuals);
 

@@ -7,6 +7,7 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "checks.h"
@@ -35,12 +36,12 @@ at::Tensor selected_rows(const at::Tensor& keys, const at::Tensor& mask) {
 }
 
 /// The dtype in which sums over kRowsPerFlush products neither overflow nor underflow nor lose digits that keys have.
-at::ScalarType product_dtype(const at::Tensor& rows) {
+at::ScalarType product_dtype(const at::Tensor& rows, double largest) {
   if (rows.scalar_type() == at::kDouble || (rows.is_cpu() && rounds_float32_products())) {
     return at::kDouble;
   }
   using Float = std::numeric_limits<float>;
-  const double largest = largest_magnitude(rows), square = largest * largest;
+  const double square = largest * largest;
   const bool overflows = square * kRowsPerFlush > Float::max();
   const bool underflows = square > 0 && square < Float::min() / Float::epsilon();  // what is an epsilon of it, too
   return overflows || underflows ? at::kDouble : at::kFloat;
@@ -90,10 +91,15 @@ void Covariance::add(const at::Tensor& keys, const std::optional<at::Tensor>& ma
     rows = rows.index_select(0, at::nonzero(*selected).squeeze(1));
   }
 
+  const double largest = largest_magnitude(rows);
+  if (!std::isfinite(largest * largest * static_cast<double>(rows.size(0)))) {
+    throw NonFiniteError(c10::str("expected keys whose squares add up within the range of float64, got one of ",
+                                  largest, "; scale the keys"));
+  }
   if (total_.use_count() > 1) {  // shared with a copy of this object, which must not change
     total_ = total_.clone();
   }
-  const at::ScalarType dtype = product_dtype(rows);
+  const at::ScalarType dtype = product_dtype(rows, largest);
   is_whole_ = false;  // should memory run out midway
   const bool as_they_are = dtype == at::kFloat && sums_halves_in_float32(rows);
   for (int64_t start = 0; start < rows.size(0); start += kRowsPerFlush) {

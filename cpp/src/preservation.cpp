@@ -34,12 +34,6 @@ at::Tensor checked_moment(const at::Tensor& moment) {
   return moment.to(at::kDouble);
 }
 
-void require_not_negative(double value, const char* name) {
-  if (!(std::isfinite(value) && value >= 0)) {
-    throw Error(c10::str("expected ", name, " >= 0, got ", value, "; give a finite number that is not negative"));
-  }
-}
-
 // What rounding leaves of keys that lie outside of a null space is no part of them inside.
 void clear_rounding_(const at::Tensor& inside, const at::Tensor& keys) {
   const double share = static_cast<double>(keys.size(1)) * std::numeric_limits<double>::epsilon();
@@ -116,6 +110,9 @@ at::Tensor Preservation::unwhiten(const at::Tensor& whitened) const {
 
 at::Tensor Preservation::unwhiten_(const at::Tensor& whitened) const {
   const at::NoGradGuard no_grad;
+  require_floating(whitened, "whitened");
+  require_width(whitened, rank(), "whitened");
+  require_device(whitened, device(), "whitened");
   factor_->solve_transposed_(whitened);
   return basis_.defined() ? at::matmul(whitened, basis_.mT()) : whitened;
 }

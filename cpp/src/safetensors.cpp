@@ -304,16 +304,18 @@ std::string header_json(const std::vector<NamedTensor>& tensors, const std::map<
 
 TensorFile read_safetensors(const std::string& path) {
   std::error_code error;
-  const uint64_t size = std::filesystem::file_size(path, error);
+  static_cast<void>(std::filesystem::file_size(path, error));  // which only a file has
   if (error) {
     throw Error(c10::str("cannot read ", path, ": ", error.message(), "; check the path"));
   }
-  std::ifstream file(path, std::ios::binary);
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) {
     throw Error(c10::str("cannot read ", path, ": ", reason(), "; check its permissions"));
   }
+  const std::streamoff size = file.tellg();  // of what is open: another file may have taken the name
+  file.seekg(0);
   try {
-    return read_contents(file, size);
+    return read_contents(file, static_cast<uint64_t>(size));
   } catch (const FormatError& format_error) {
     throw FormatError(c10::str(path, " is not a safetensors file, or a damaged one: ", format_error.what(),
                                "; make it again or fetch it again"));
@@ -327,6 +329,10 @@ void write_safetensors(const std::string& path, const TensorFile& contents) {
   const std::vector<NamedTensor> tensors = in_file_order(contents.tensors);
   const std::string header = header_json(tensors, contents.metadata);
   const uint64_t header_size = header.size();
+  if (header_size > kMaxHeaderSize) {
+    throw Error(c10::str("expected names and metadata of at most ", kMaxHeaderSize, " bytes, got ", header_size,
+                         "; readers refuse more: shorten them"));
+  }
 
   TemporaryFile file(path);
   file.write(&header_size, kPrefixSize);

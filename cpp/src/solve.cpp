@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "checks.h"
@@ -92,24 +93,32 @@ Factorised with_fixed_ridge(const at::Tensor& gram, const at::Tensor& whitened, 
   return {std::move(system), ridge};
 }
 
-// The smallest μ with which the eigenvalues of K C⁻¹ Kᵀ + μI lie within a factor of `bound`.
-Factorised with_bounded_condition(const at::Tensor& gram, const at::Tensor& whitened, double bound) {
+// The smallest μ with which the eigenvalues of K C⁻¹ Kᵀ + μI lie within a factor of `bound`. `longest` is the largest
+// squared length of a key.
+Factorised with_bounded_condition(const at::Tensor& gram, const at::Tensor& whitened, double longest, double bound) {
+  if (longest == 0.0) throw_dependent_keys(whitened);
+  const bool is_in_range = longest >= bound * std::numeric_limits<double>::min();  // so are a ridge and its inverse
   double smallest = 0.0;  // with more keys than dimensions K C⁻¹ Kᵀ is singular
   if (whitened.size(0) <= whitened.size(1)) {
     System system(gram.clone());
     if (system.condition() <= bound) return {std::move(system), 0.0};
-    smallest = system.smallest_eigenvalue();
+    if (is_in_range) smallest = system.smallest_eigenvalue();
+  }
+  if (!is_in_range) {
+    throw NonFiniteError(
+        "expected squared lengths of the keys in the metric within the range of float64, got an underflow; "
+        "scale the input");
   }
   const double largest = largest_eigenvalue(gram);
-  if (largest == 0.0) throw_dependent_keys(whitened);
   const double ridge = std::max(0.0, (largest - bound * smallest) / (bound - 1.0));
   return {System(with_ridge_(gram, ridge)), ridge};
 }
 
 // `gram` is A Aᵀ or AᵀA of whitened keys A: both have the same eigenvalues but for zeros. It is lost.
 Factorised factorise(const at::Tensor& gram, const at::Tensor& whitened, const Ridge& ridge) {
-  require_representable(largest_magnitude(gram), "squared lengths of the keys in the metric");
-  return ridge.is_automatic() ? with_bounded_condition(gram, whitened, ridge.value())
+  const double longest = largest_magnitude(gram);
+  require_representable(longest, "squared lengths of the keys in the metric");
+  return ridge.is_automatic() ? with_bounded_condition(gram, whitened, longest, ridge.value())
                               : with_fixed_ridge(gram, whitened, ridge.value());
 }
 
@@ -118,11 +127,15 @@ template <typename Answer, typename Reach>
 std::pair<at::Tensor, at::Tensor> refined(at::Tensor X, const at::Tensor& R, double mu, const Answer& answer,
                                           const Reach& reach) {
   auto reached = reach(X);
-  for (int i = 0; mu == 0.0 && i < kRefinements && relative_norm(R - reached, R) > kRefinedResidual; ++i) {
+  if (mu > 0.0) return {X, reached};
+  double missing = relative_norm(R - reached, R);
+  for (int i = 0; i < kRefinements && missing > kRefinedResidual; ++i) {
     const auto better = X + answer(R - reached), reached_then = reach(better);
-    if (!(relative_norm(R - reached_then, R) < relative_norm(R - reached, R))) break;
+    const double missing_then = relative_norm(R - reached_then, R);
+    if (!(missing_then < missing)) break;
     X = better;
     reached = reached_then;
+    missing = missing_then;
   }
   return {X, reached};
 }
@@ -291,11 +304,7 @@ Edits checked(const Preservation& preservation, const at::Tensor& keys, const at
 
 }  // namespace
 
-Ridge::Ridge(double value) : value_(value) {
-  if (!(std::isfinite(value) && value >= 0)) {
-    throw Error(c10::str("expected ridge >= 0, got ", value, "; give a finite number that is not negative"));
-  }
-}
+Ridge::Ridge(double value) : value_(value) { require_not_negative(value, "ridge"); }
 
 Ridge Ridge::automatic(double max_condition) {
   if (!(max_condition > 1 && max_condition <= kLargestCondition)) {

@@ -30,9 +30,10 @@ TypedFile::TypedFile(std::string path, const std::string& format)
 const at::Tensor& TypedFile::matrix(const std::string& name) const {
   const auto found = contents_.tensors.find(name);
   if (found == contents_.tensors.end() || found->second.dim() != 2 || found->second.scalar_type() != at::kDouble) {
-    throw FormatError(c10::str(path_, ": expected a float64 matrix '", name, "', got ",
-                               found == contents_.tensors.end() ? "none" : c10::str(found->second.sizes()),
-                               "; save it anew"));
+    throw FormatError(c10::str(
+        path_, ": expected a float64 matrix '", name, "', got ",
+        found == contents_.tensors.end() ? "none" : c10::str(found->second.scalar_type(), " ", found->second.sizes()),
+        "; save it anew"));
   }
   if (found->second.numel() == 0) {
     throw FormatError(c10::str(path_, ": expected entries in the matrix '", name, "', got the shape ",

@@ -152,6 +152,14 @@ TEST(Covariance, KeepsDigitsWhereTorchIsAskedToDropSome) {
   }
 }
 
+TEST(Covariance, RefusesSquaresBeyondFloat64AndAddsNothing) {
+  emmet::Covariance moment(1);
+  moment.add(at::ones({2, 1}));
+  EXPECT_THROW(moment.add(at::full({1, 1}, 1e160, at::kDouble)), emmet::NonFiniteError);
+  EXPECT_EQ(moment.count(), 2);
+  EXPECT_EQ(moment.sum().item<double>(), 2.0);
+}
+
 TEST(Covariance, TakesAnyLayoutAndLeadingShape) {
   const at::Tensor transposed = oracle::random({4, 30}, 6, at::kFloat).t();
   expect_sum(sum_of(transposed), transposed);

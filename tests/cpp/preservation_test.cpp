@@ -215,6 +215,17 @@ TEST_P(PreservationOn, AbsorbsWhereItIs) {
 
 INSTANTIATE_TEST_SUITE_P(, PreservationOn, all_devices(), device_name);
 
+TEST(Preservation, UnwhitensInPlaceOnlyWhatFits) {
+  const auto preservation = Preservation::from_second_moment(second_moment(12));
+  const auto options = at::TensorOptions(at::kDouble);
+  for (const int64_t count : {int64_t{1}, int64_t{2}}) {
+    EXPECT_THROW(preservation.unwhiten_(at::zeros({count, preservation.rank() - 1}, options)), emmet::ShapeError);
+    EXPECT_THROW(preservation.unwhiten_(at::zeros({count, preservation.rank() + 1}, options)), emmet::ShapeError);
+    EXPECT_THROW(preservation.unwhiten_(at::zeros({count, preservation.rank()}, options.device(at::kMeta))),
+                 emmet::ShapeError);
+  }
+}
+
 TEST(Preservation, RefusesTensorsOfAnotherDevice) {
   const auto metric = Preservation::from_second_moment(second_moment(4));
   const at::Tensor keys = at::zeros({3, 4}, at::device(at::kMeta));

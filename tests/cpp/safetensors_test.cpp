@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -248,6 +249,12 @@ TEST_F(Safetensors, SaysWhyAFileCannotBeRead) {
   EXPECT_THROW(read_safetensors(folder_.string()), emmet::Error);
 }
 
+TEST_F(Safetensors, WritesNoHeaderThatItWouldNotRead) {
+  write_safetensors(path_, {{{"ones", at::ones({3})}}, {}});
+  EXPECT_THROW(write_safetensors(path_, {{}, {{"text", std::string(100'000'001, ' ')}}}), emmet::Error);
+  EXPECT_EQ(read_safetensors(path_).tensors.count("ones"), 1U);
+}
+
 TEST_F(Safetensors, ReplacesAFileAndLeavesNothingElse) {
   write_bytes("old");
   write_safetensors(path_, sample());
@@ -277,6 +284,18 @@ TEST_F(Safetensors, RefusesToWriteWhatTheFormatCannotHold) {
   EXPECT_THROW(write("t", at::ones({2, 2}).to_sparse()), emmet::ShapeError);
   EXPECT_THROW(write("t", at::empty({1}, at::TensorOptions(at::kMeta))), emmet::ShapeError);
   EXPECT_TRUE(names_in_folder().empty());
+}
+
+TEST_F(Safetensors, IsReadWholeWhileOthersReplaceIt) {
+  const auto write = [this](int64_t size) { write_safetensors(path_, {{{"ones", at::ones({size})}}, {}}); };
+  write(1);
+  std::atomic<bool> is_done = false;
+  std::thread writer([&] {
+    for (int64_t round = 0; round < 100; ++round) write(1 + 1000 * (round % 2));
+    is_done = true;
+  });
+  while (!is_done) EXPECT_NO_THROW(read_safetensors(path_));
+  writer.join();
 }
 
 TEST_F(Safetensors, ManyThreadsMayWriteOneFile) {

@@ -244,6 +244,15 @@ TEST(Solve, LengthsOfKeysAloneNeedNoRidge) {
   EXPECT_LT(oracle::relative_error(update.dense(), emmet_with(0, second_moment(), keys, residuals)), kTolerance);
 }
 
+TEST(Solve, SaysWhereAnAutomaticRidgeWouldUnderflow) {
+  for (const int64_t count : {int64_t{2}, 2 * kIn}) {  // fewer than dimensions, and more
+    const at::Tensor keys = random({1, kIn}, 2).mul(1e-160).expand({count, kIn});
+    const std::string message = message_of<emmet::NonFiniteError>(
+        [&] { emmet::solve(metric(), keys, random({count, kOut}, 3), Ridge::automatic()); });
+    EXPECT_NE(message.find("got an underflow; scale the input"), std::string::npos) << message;
+  }
+}
+
 TEST(Solve, RefusesARidgeBelowRounding) {
   const at::Tensor keys = random({1, kIn}, 2).expand({3, kIn});
   for (const double ridge : {1e-300, 1e-14}) {

@@ -26,8 +26,8 @@ class NonFiniteError : public Error {
   using Error::Error;
 };
 
-/// The second moment has no Cholesky factor, as too few keys were seen, or it is not a second moment; or a system is
-/// singular to working precision for all its ridge.
+/// The second moment has no Cholesky factor, as too few keys were seen, or it is not a second moment; its metric is too
+/// ill-conditioned for a constraint; or a system is singular to working precision for all its ridge.
 class NotPositiveDefiniteError : public Error {
  public:
   using Error::Error;

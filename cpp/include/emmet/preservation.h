@@ -15,7 +15,8 @@ class CholeskyFactor;
 ///
 /// Keys are rows here and in every public call: K is [n, dim]. With C = L Lᵀ, `whiten` maps k to L⁻¹k, so that
 /// kᵀC⁻¹k' is an inner product of whitened keys, and `unwhiten` maps a whitened key on to C⁻¹k. Tensors have to be on
-/// the metric's device, or ShapeError is thrown.
+/// the metric's device, of the width that is said and a floating dtype, or ShapeError is thrown, and finite, or
+/// NonFiniteError is.
 ///
 /// AlphaEdit is another metric, not another solver: it lets keys act in a subspace only, with an orthonormal basis
 /// Q [dim, rank]. There Q (L Lᵀ)⁻¹ Qᵀ stands for C⁻¹, `whiten` maps k to L⁻¹Qᵀk and `unwhiten` maps a to Q L⁻ᵀa.
@@ -49,7 +50,7 @@ class Preservation {
 
   /// L⁻ᵀa (Q L⁻ᵀa) for each row of whitened [n, rank()]: [n, dim].
   at::Tensor unwhiten(const at::Tensor& whitened) const;
-  /// The same for float64 rows on device(), whose memory is used for it, and lost.
+  /// The same for contiguous float64 rows [n, rank()], whose memory is used for it, and lost.
   at::Tensor unwhiten_(const at::Tensor& whitened) const;
 
   /// Δ L (Δ Q L) for Δ [m, dim]: [m, rank()], whose squared norm is cost(Δ).
@@ -59,7 +60,8 @@ class Preservation {
   /// Δ does there.
   double cost(const at::Tensor& delta) const;
 
-  /// The metric after keys [n, dim] have become memories: C + weight · Σ k kᵀ. A rank-n Cholesky update.
+  /// The metric after keys [n, dim] have become memories: C + weight · Σ k kᵀ with weight ≥ 0. A rank-n Cholesky
+  /// update. Throws Error for another weight, and where the factor is in float32.
   Preservation absorb(const at::Tensor& keys, double weight = 1.0) const;
 
   int64_t dim() const noexcept;
@@ -78,7 +80,8 @@ class Preservation {
   /// is kept in half the memory.
   at::Tensor factor() const;
 
-  /// Writes or reads one safetensors file, so that a server starts without a factorisation.
+  /// Writes or reads one safetensors file, so that a server starts without a factorisation. Throw Error where that
+  /// cannot be done, or the factor is in float32; `load` throws FormatError for any other file.
   void save(const std::string& path) const;
   static Preservation load(const std::string& path, c10::Device device = c10::kCPU);
 

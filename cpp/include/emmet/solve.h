@@ -19,11 +19,12 @@ class Ridge {
   static Ridge automatic(double max_condition = 1e8);
 
   bool is_automatic() const noexcept { return automatic_; }
+  /// μ, or the largest condition number of an automatic one.
   double value() const noexcept { return value_; }
 
  private:
   Ridge() = default;
-  double value_ = 0.0;  // μ, or the largest condition number
+  double value_ = 0.0;
   bool automatic_ = false;
 };
 
@@ -35,9 +36,9 @@ class Ridge {
 /// as n = 1), any float dtype, on the metric's device; float64 inside. μ = 0 is the equality constraint ΔK = R (ROME,
 /// EMMET); μ = λ is MEMIT.
 ///
-/// With μ = 0 the constraint holds to 1e-6 relative, or DependentKeysError names the keys that prevent it; a metric in
-/// float32 may be what does. Throws NotPositiveDefiniteError where a ridge is too small to matter beside keys that
-/// depend on each other, ShapeError and NonFiniteError for bad input. Re-entrant.
+/// With μ = 0 the constraint holds to 1e-6 relative, or DependentKeysError names the keys that prevent it, or
+/// NotPositiveDefiniteError says that the metric does, as one in float32 may. That is also thrown where a ridge is too
+/// small to matter beside keys that depend on each other; ShapeError and NonFiniteError for bad input. Re-entrant.
 Update solve(const Preservation& preservation, const at::Tensor& keys, const at::Tensor& residuals, Ridge ridge = 0.0);
 
 /// An update of rank one for each edit: what `solve` gives for its key and residual alone,

@@ -23,9 +23,9 @@ struct Diagnostics {
 class Update {
  public:
   /// Takes factors left [d_out, r] and right [r, d_in]; multiplies them out when the product is smaller. Tensors of
-  /// float64 are not copied: they are not to be changed afterwards.
+  /// float64 are not copied: they are not to be changed afterwards. Throws ShapeError, and NonFiniteError.
   static Update from_factors(at::Tensor left, at::Tensor right, Diagnostics diagnostics = {});
-  /// Takes Δ [d_out, d_in], not copied either.
+  /// Takes Δ [d_out, d_in], not copied either. Throws the same.
   static Update from_dense(at::Tensor dense, Diagnostics diagnostics = {});
 
   bool is_low_rank() const noexcept { return left_.defined(); }
@@ -55,6 +55,7 @@ class Update {
   ///
   /// Its factors share their scale evenly. Its diagnostics remain those of the solve; what it does to the edits is
   /// `constraint_residual(keys, residuals)`. Throws Error if the metric confines keys to a null space which Δ leaves.
+  /// In a metric in float32 the result is as exact as that.
   Update compress_to_rank(const Preservation& preservation, int64_t rank) const;
   /// The same of the least rank whose error in the metric is at most `tolerance`, from 0 to below 1, times all of Δ:
   /// ‖(Δ − Δr)L‖ ≤ tolerance · ‖ΔL‖, Frobenius.
@@ -66,7 +67,8 @@ class Update {
 
   Update to(c10::Device device) const;
 
-  /// Writes or reads one safetensors file.
+  /// Writes or reads one safetensors file. Throw Error where that cannot be done; `load` throws FormatError for any
+  /// other file.
   void save(const std::string& path) const;
   static Update load(const std::string& path);
 
