@@ -18,7 +18,7 @@ from emmet.architectures import Architecture, discover
 from emmet.corpora import open_corpus
 from emmet.hooks import frozen, on_input, stop_after
 from emmet.loading import load
-from measure import in_turn, parser, ratios, report, spread
+from measure import Figures, in_turn, parser, ratios, report
 
 LENGTH = 512
 
@@ -66,8 +66,8 @@ def main() -> None:
         rows.append(
             {
                 "layers": len(layers),
-                "added, %": spread(added, 1),
-                "expected from the arithmetic, %": f"{100 * keys / passed:.1f}",
+                "added, %": Figures(added, ".1f"),
+                "expected from the arithmetic, %": Figures([100 * keys / passed], ".1f"),
             }
         )
     report(f"Statistics up to layer {options.deepest}, {ids.numel()} tokens", rows, options.json)

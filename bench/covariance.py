@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import emmet
-from measure import in_turn, parser, ratios, report, spread
+from measure import Figures, in_turn, parser, ratios, report
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def main() -> None:
         rows.append(
             {
                 "d": dim,
-                "XᵀX / add": spread(ratios(taken["torch"], taken["emmet"])),
+                "XᵀX / add": Figures(ratios(taken["torch"], taken["emmet"])),
                 "tokens": covariance.count(),
-                "relative error": f"{error:.1e}",
+                "relative error": Figures([error], ".1e"),
             }
         )
     report(f"Covariance.add, {options.tokens} float32 keys a batch", rows, options.json)

@@ -21,7 +21,7 @@ from emmet.edits import Record, read_records
 from emmet.evaluate import Report, evaluate
 from emmet.loading import load
 from emmet.tokens import encode_prompts, pad_rows
-from measure import in_turn, parser, ratios, report, spread
+from measure import Figures, in_turn, parser, ratios, report
 
 
 def texts(record: Record) -> Iterator[tuple[str, str]]:
@@ -84,10 +84,10 @@ def main() -> None:
             taken[name] += seconds
     row = {
         "records": len(records),
-        "plain pass, s": f"{sum(taken['plain']):.1f}",
-        "emmet, s": f"{sum(taken['emmet']):.1f}",
-        "plain / emmet": spread(ratios(taken["plain"], taken["emmet"])),
-        "NLLs differ by": f"{max(abs(a - b) for a, b in zip(expected, found, strict=True)):.0e}",
+        "plain pass, s": Figures([sum(taken["plain"])], ".1f"),
+        "emmet, s": Figures([sum(taken["emmet"])], ".1f"),
+        "plain / emmet": Figures(ratios(taken["plain"], taken["emmet"])),
+        "NLLs differ by": Figures([max(abs(a - b) for a, b in zip(expected, found, strict=True))], ".0e"),
     }
     report(f"Evaluation, {options.rounds} parts", [row], options.json)
 

@@ -8,7 +8,6 @@ counted, but for those inside of attention, and set against those that a large p
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from emmet._core import linear, prefers_onednn
 from emmet.edits import Edit
 from emmet.keys import in_contexts
 from emmet.loading import load
-from measure import distinct_records, parser, report, seconds
+from measure import Figures, distinct_records, parser, report, seconds
 
 FIRST_EDIT = 3000
 STAGES = ("tokenise", "values", "keys", "solve", "apply", "undo", "edit")
@@ -66,8 +65,12 @@ def once(editor: emmet.Editor, edits: Sequence[Edit]) -> dict[str, float]:
     return {**taken, "flops": counter.get_total_flops()}
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
+class Percentiles(Figures):
+    """A table has p50 and p95."""
+
+    def __str__(self) -> str:
+        p50, p95 = torch.tensor(self.values, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double())
+        return f"{p50:{self.form}} / {p95:{self.form}}"
 
 
 def main() -> None:
@@ -96,13 +99,8 @@ def main() -> None:
             {
                 "edits": size,
                 "batches": batches,
-                **{
-                    f"{stage}, ms": "{:.1f} / {:.1f}".format(
-                        *(1000 * percentile([one[stage] for one in taken], share) for share in (0.5, 0.95))
-                    )
-                    for stage in STAGES
-                },
-                "values, % of the arithmetic bound": f"{statistics.median(of_peak):.0f}",
+                **{f"{stage}, ms": Percentiles([1000 * one[stage] for one in taken], ".1f") for stage in STAGES},
+                "values, % of the arithmetic bound": Figures(of_peak, ".0f"),
             }
         )
     title = f"p50 / p95 of a warm editor, {options.optimizer}, layer {options.layer}"

@@ -8,6 +8,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -45,11 +47,17 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
     return [theirs / ours for theirs, ours in zip(slow, fast, strict=True)]
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median and range, if there is more than one."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+@dataclass(frozen=True)
+class Figures:
+    """What was measured, round by round: a table has the median and the range, JSON has all."""
+
+    values: Sequence[float]
+    form: str = ".2f"
+
+    def __str__(self) -> str:
+        median = f"{statistics.median(self.values):{self.form}}"
+        lowest, highest = min(self.values), max(self.values)
+        return median if len(self.values) == 1 else f"{median} ({lowest:{self.form}}–{highest:{self.form}})"
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
@@ -103,4 +111,5 @@ def report(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | N
         print("| " + " | ".join(str(row[column]) for column in columns) + " |")
     print()
     if json_file:
-        json_file.write_text(json.dumps({"title": title, "rows": rows}, indent=2, ensure_ascii=False))
+        document = {"title": title, "rows": rows}
+        json_file.write_text(json.dumps(document, indent=2, ensure_ascii=False, default=attrgetter("values")))

@@ -16,7 +16,7 @@ import torch
 import emmet
 from emmet._core import scratch_rows
 from emmet.statistics import LayerStatistics
-from measure import parser, peak_bytes, report, resident_bytes
+from measure import Figures, parser, peak_bytes, report, resident_bytes
 
 RIDGES = (0.0, 1.0)
 
@@ -64,11 +64,11 @@ def main() -> None:
                 peak = before + peak_bytes(stage)
                 rows.append(
                     {
-                        "μ": f"{ridge:g}",
+                        "μ": ridge,
                         "stage": stage.__name__,
-                        "peak, GB": f"{peak / 1e9:.2f}",
-                        "in d² doubles": f"{peak / 8 / dim**2:.2f}",
-                        "left, GB": f"{(resident_bytes() - start) / 1e9:.2f}",
+                        "peak, GB": Figures([peak / 1e9]),
+                        "in d² doubles": Figures([peak / 8 / dim**2]),
+                        "left, GB": Figures([(resident_bytes() - start) / 1e9]),
                     }
                 )
     title = f"Memory of {n:,} edits, d_in = {dim:,}, d_out = {outputs:,}, beside its weight"

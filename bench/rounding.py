@@ -16,7 +16,7 @@ import emmet
 from emmet.edits import read_edits
 from emmet.evaluate.scoring import score_continuations
 from emmet.loading import load
-from measure import parser, report
+from measure import Figures, parser, report
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,11 +63,11 @@ def main() -> None:
                 {
                     "edits": count,
                     "dtype": str(dtype).removeprefix("torch."),
-                    "‖(W' − W)K − R‖ / ‖R‖": f"{made.constraint_residual(k, r):.1e}",
-                    "weights that change": f"{(change != 0).double().mean():.1%}",
-                    "NLL of W": f"{target_nll(editor, some, before):.4f}",
-                    "of W + Δ": f"{target_nll(editor, some, exact):.4f}",
-                    "of W'": f"{target_nll(editor, some, after):.4f}",
+                    "‖(W' − W)K − R‖ / ‖R‖": Figures([made.constraint_residual(k, r)], ".1e"),
+                    "weights that change": Figures([(change != 0).double().mean().item()], ".1%"),
+                    "NLL of W": Figures([target_nll(editor, some, before)], ".4f"),
+                    "of W + Δ": Figures([target_nll(editor, some, exact)], ".4f"),
+                    "of W'": Figures([target_nll(editor, some, after)], ".4f"),
                 }
             )
     report(f"{Path(options.model).name}, layer {options.layer}", rows, options.json)

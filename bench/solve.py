@@ -10,7 +10,6 @@ are to know nothing of each other are solved one by one, and by `solve_each`.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 import emmet
-from measure import in_turn, parser, ratios, report, seconds, spread
+from measure import Figures, in_turn, parser, ratios, report, seconds
 
 RIDGE = 1.0
 LOW_RANK = 256
@@ -56,7 +55,7 @@ def first_use(moment: Tensor) -> dict[str, object]:
         factorise = seconds(lambda: emmet.Preservation.from_second_moment(moment))
         save = seconds(lambda: metric.save(file))
         load = seconds(lambda: emmet.Preservation.load(file))
-    return {"d": dim, "factorise, s": f"{factorise:.2f}", "save, s": f"{save:.2f}", "load, s": f"{load:.2f}"}
+    return {"d": dim, "factorise, s": Figures([factorise]), "save, s": Figures([save]), "load, s": Figures([load])}
 
 
 def each_alone(metric: emmet.Preservation, rounds: int) -> dict[str, object]:
@@ -68,11 +67,10 @@ def each_alone(metric: emmet.Preservation, rounds: int) -> dict[str, object]:
         "solve_each": lambda: emmet.solve_each(metric, keys, residuals, RIDGE),
     }
     taken = in_turn(ways, rounds)
-    each = statistics.median(taken["solve_each"]) / ALONE
     return {
         "d": metric.dim,
-        "solve_each, ms an edit": f"{1000 * each:.2f}",
-        "one by one / solve_each": spread(ratios(taken["one by one"], taken["solve_each"]), 1),
+        "solve_each, ms an edit": Figures([1000 * time / ALONE for time in taken["solve_each"]]),
+        "one by one / solve_each": Figures(ratios(taken["one by one"], taken["solve_each"]), ".1f"),
     }
 
 
@@ -116,13 +114,13 @@ def main() -> None:
                 {
                     "d": dim,
                     "n": count,
-                    "emmet, s": f"{statistics.median(taken['emmet']):.4f}",
-                    "recipe / emmet": spread(ratios(taken["recipe"], taken["emmet"]), 1),
-                    "MEMIT's / emmet": spread(ratios(taken["memit"], taken["emmet"]), 1),
-                    "emmet / reading": spread(ratios(taken["emmet"], reading), 1) if count == 1 else "",
-                    "emmet / float32": spread(ratios(taken["emmet"], taken["float32"])),
-                    "float32 error": f"{error:.0e}",
-                    "recipe differs": f"{difference:.0e}",
+                    "emmet, s": Figures(taken["emmet"], ".4f"),
+                    "recipe / emmet": Figures(ratios(taken["recipe"], taken["emmet"]), ".1f"),
+                    "MEMIT's / emmet": Figures(ratios(taken["memit"], taken["emmet"]), ".1f"),
+                    "emmet / reading": Figures(ratios(taken["emmet"], reading), ".1f") if count == 1 else "",
+                    "emmet / float32": Figures(ratios(taken["emmet"], taken["float32"])),
+                    "float32 error": Figures([error], ".0e"),
+                    "recipe differs": Figures([difference], ".0e"),
                 }
             )
         alone.append(each_alone(metric, options.rounds))

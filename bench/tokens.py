@@ -13,7 +13,7 @@ import emmet
 from emmet.architectures import discover
 from emmet.evaluate import evaluate
 from emmet.loading import load
-from measure import distinct_records, parser, report
+from measure import Figures, distinct_records, parser, report
 
 PER_DIMENSION = (1, 2, 3, 5, 10, 30)
 
@@ -50,8 +50,8 @@ def main() -> None:
                         name: f"{found[name].mean:.1f} ({found[name].low:.1f}–{found[name].high:.1f})"
                         for name in ("ES", "PS", "NS", "S")
                     },
-                    "ridge": f"{handle.diagnostics[0].diagnostics.ridge:.1e}",
-                    "jitter": f"{editor.preservation(options.layer).jitter:.0e}",
+                    "ridge": Figures([handle.diagnostics[0].diagnostics.ridge], ".1e"),
+                    "jitter": Figures([editor.preservation(options.layer).jitter], ".0e"),
                 }
             )
     report(f"{len(chosen)} edits in one batch, layer {options.layer}", rows, options.json)

@@ -29,7 +29,7 @@ from emmet.suffixes import Injection
 from emmet.tokens import Prompt, encode_prompts
 from emmet.trial import tried
 from emmet.values import Values, optimise_values
-from measure import parser, ratios, report, seconds, spread
+from measure import Figures, parser, ratios, report, seconds
 from yardstick import published_loss, published_value
 
 CURVE = (3, 6, 12, 25)
@@ -148,10 +148,10 @@ def main() -> None:
     rows = [
         {
             "": name,
-            "s an edit": f"{statistics.median(one.seconds):.2f}",
-            "published / this": spread(ratios(series["published"].seconds, one.seconds), 1),
-            "mean loss": f"{statistics.mean(one.losses):.3f}",
-            "mean steps": f"{statistics.mean(one.steps):.1f}",
+            "s an edit": Figures(one.seconds),
+            "published / this": Figures(ratios(series["published"].seconds, one.seconds), ".1f"),
+            "mean loss": Figures([statistics.mean(one.losses)], ".3f"),
+            "mean steps": Figures([statistics.mean(one.steps)], ".1f"),
         }
         for name, one in series.items()
     ]
