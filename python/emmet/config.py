@@ -23,16 +23,10 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Optimizer = Literal["adam", "newton", "gradient"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
-_DECIDED_BY_PRESET = (
-    "layers",
-    "ridge",
-    "null_space_threshold",
-    "null_space_alpha",
-    "learning_rate",
-    "steps",
-    "clamp",
-    "weight_decay",
-)
+# What decides a solve for given keys and residuals, and what decides the prefixes.
+OF_THE_SOLVE = ("method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb", "absorb_prompts")
+OF_THE_PREFIXES = ("prefixes", "prefix_count", "prefix_length", "seed")
+_DECIDED_BY_PRESET = tuple(field.name for field in fields(presets.Preset) if field.name != "source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +57,7 @@ class EditConfig:
     stop_loss: an edit whose loss falls below it is done.
     prefixes: texts put before each prompt, so that the edit holds in context. None lets the model write
         `prefix_count` of them, `prefix_length` tokens each, from `seed`.
-    batch_size: how many edits are optimised together.
+    batch_size: how many edits are optimised together, at most: fewer where memory does not suffice.
     """
 
     method: Method = "emmet"

@@ -187,8 +187,11 @@ class HubDataset(_Text):
         return _HUB_PREFIX + ":".join(part for part in (self.name, self.config) if part)
 
     def digest(self) -> str:
-        revision = self._builder().hash
-        return hashlib.sha256(f"{self} {revision}".encode()).hexdigest()
+        builder = self._builder()
+        files = builder.config.data_files or {}
+        # The hash of a local folder whose README names files by patterns is of these, not of the files found.
+        versions = sorted((str(split), of_split.origin_metadata) for split, of_split in files.items())
+        return hashlib.sha256(f"{self} {builder.hash} {versions}".encode()).hexdigest()
 
     def _pieces(self, size: int) -> Iterator[str]:
         builder = self._builder()

@@ -47,11 +47,6 @@ class LayerDelta:
     base_digest: str
     update: Update
 
-    @staticmethod
-    def of(projection: Projection, update: Update) -> LayerDelta:
-        """An update of a weight that does not have it yet."""
-        return LayerDelta(projection.name, projection.transposed, tensor_digest(projection.weight).hex(), update)
-
 
 @dataclass(frozen=True)
 class Delta:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ._core import Preservation, solve
 from .architectures import Architecture, discover, require_weights
-from .config import EditConfig, ResolvedConfig
+from .config import OF_THE_PREFIXES, OF_THE_SOLVE, EditConfig, ResolvedConfig
 from .delta import Delta, LayerDelta, LayerReport, summed
 from .distributed import ALONE, World
 from .edits import Edit, require_encodable
@@ -168,7 +168,8 @@ class Editor:
                 progress = within(self._progress, rows.start * self.config.steps, len(edits) * self.config.steps)
                 values.append(self._values(edits[rows], prompts[rows], progress, identity))
                 batch = Batch(entries[rows], self.prefixes, values[-1].targets)
-                ledger = self._with(ledger, batch, self._measuring(batch, prompts[rows]))
+                ledger = self._solved(ledger, batch, self._measuring(batch, prompts[rows]))
+                self._write(ledger.batches)
             handle = EditHandle(
                 self,
                 _State(ledger, self._digests()),
@@ -228,7 +229,8 @@ class Editor:
             _check_solves_alike(batch.config, self.config)
         with self._changing() as ledger:
             for batch in kept.batches:
-                ledger = self._with(ledger, batch, batch.given.__getitem__)
+                ledger = self._solved(ledger, batch, batch.given.__getitem__)
+            self._write(ledger.batches)
             ledger = replace(ledger, last_id=kept.last_id)
             change = Change(self, _State(ledger, self._digests()))
             self._changes.append(change)
@@ -241,7 +243,12 @@ class Editor:
         return subject_keys(self.arch, self._prompts(edits), layer, self._world)
 
     def values(self, edits: Sequence[Edit]) -> Values:
-        """The value vectors of edits at the last edited layer, in the model as it is now."""
+        """The value vectors of edits at the last edited layer, in the model as it is now.
+
+        Their targets [n, d_model] and loss [n] are float32, and steps [n] int64. Raises EditError or ModelError for
+        edits that contradict each other or do not fit the model, NonFiniteError where a loss is not finite, and
+        EmmetError if the folder of the value cache cannot be written to.
+        """
         return self._values(edits, self._prompts(edits), self._progress, self._identity())
 
     @property
@@ -363,11 +370,11 @@ class Editor:
 
         return measure
 
-    def _with(self, ledger: Ledger, batch: Batch, give: Callable[[int], Given]) -> Ledger:
-        """Solve a batch with what `give` gives for a layer, and put it into the ledger and the weights.
+    def _solved(self, ledger: Ledger, batch: Batch, give: Callable[[int], Given]) -> Ledger:
+        """The ledger with a batch that is solved with what `give` gives for a layer; weights are for `_write`.
 
-        It is spread over the layers, lowest first (MEMIT, arXiv 2210.07229, algorithm 1). The weights become the
-        unedited ones plus the sum of all updates, rounded once: what `delta` gives when it is applied elsewhere.
+        It is spread over the layers, lowest first (MEMIT, arXiv 2210.07229, algorithm 1): what is given for one may be
+        measured in a model that has the updates below.
         """
         given, updates = {}, {}
         for layer in self.config.layers:
@@ -375,11 +382,10 @@ class Editor:
             given[layer] = give(layer).to(metric.device)
             trim_heap()  # of value search and forward passes
             updates[layer] = solve(metric, given[layer].keys, given[layer].residuals, self.config.ridge)
-            projection = self.arch.projection(layer)
-            updates[layer].apply_(projection.weight, projection.transposed)
-        ledger = ledger.with_batch(replace(batch, given=given, updates=updates))
-        self._write(ledger.batches)
-        return ledger
+            if layer != self.config.layers[-1]:
+                projection = self.arch.projection(layer)
+                updates[layer].apply_(projection.weight, projection.transposed)
+        return ledger.with_batch(replace(batch, given=given, updates=updates))
 
     def _without(self, ledger: Ledger, ids: Set[int]) -> Ledger:
         """Take edits out of the ledger and the weights (see `remove`)."""
@@ -390,15 +396,19 @@ class Editor:
             batch = before.without(ids)
             if not batch.entries:
                 continue
-            if index == first and len(self.config.layers) == 1:
-                left = self._with(left, batch, batch.given.__getitem__)
-            else:
+            give = batch.given.__getitem__
+            if index > first or len(self.config.layers) > 1:
                 prompts = [in_contexts(self.tokenizer, entry.edit, batch.prefixes) for entry in batch.entries]
-                left = self._with(left, batch, self._measuring(batch, prompts))
+                give = self._measuring(batch, prompts)
+            left = self._solved(left, batch, give)
+            self._write(left.batches)
         return left
 
     def _write(self, batches: Sequence[Batch]) -> None:
-        """Give each edited weight what it has without edits, plus the sum of these batches' updates."""
+        """Give each edited weight what it has without edits, plus the sum of these batches' updates, rounded once.
+
+        So it is what `delta` gives when it is applied elsewhere.
+        """
         assert self._base is not None
         self._base.restore()
         if batches:
@@ -461,7 +471,7 @@ def _now() -> str:
 
 def _check_solves_alike(found: ResolvedConfig, expected: ResolvedConfig) -> None:
     """Raise ConfigError if settings differ that decide what a solve gives for the same keys and residuals."""
-    for name in ("method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb", "absorb_prompts"):
+    for name in OF_THE_SOLVE:
         ours, theirs = getattr(expected, name), getattr(found, name)
         if ours != theirs:
             message = f"expected the settings of the ledger, got {name} {ours!r} instead of {theirs!r}; "
@@ -470,8 +480,7 @@ def _check_solves_alike(found: ResolvedConfig, expected: ResolvedConfig) -> None
 
 
 def _ask_for_same_prefixes(one: ResolvedConfig, other: ResolvedConfig) -> bool:
-    names = ("prefixes", "prefix_count", "prefix_length", "seed")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    return all(getattr(one, name) == getattr(other, name) for name in OF_THE_PREFIXES)
 
 
 def _injection(arch: Architecture, layers: Sequence[int]) -> Injection:

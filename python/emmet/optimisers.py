@@ -128,7 +128,7 @@ class MarginNewton:
             better = losses.total < self.loss
             predicted = self.loss - self._predicted
             agreement = (self.loss - losses.total) / predicted.clamp(min=torch.finfo(predicted.dtype).tiny)
-            factor = torch.where(agreement > 0.5, 1.6, torch.where(agreement < 0.25, 0.6, 1.0))
+            factor = torch.where(agreement > 0.5, 1.6, torch.where(agreement < 0.25, 0.6, torch.ones_like(agreement)))
             self._radius = self._radius * torch.where(better, factor, 0.35)
             self.point = _where(better, delta, self.point)
             self._losses = self._losses.replaced_by(losses, better)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 import torch
@@ -21,23 +22,19 @@ def sample(
     *,
     max_new_tokens: int,
     generator: torch.Generator,
-    temperature: float = 1.0,
     top_k: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """Continue rows of token ids [rows, t] by sampled tokens: [rows, t + max_new_tokens].
 
-    Each token is drawn from softmax(logits / temperature), restricted to the `top_k` likeliest if given. All rows are
-    full: there is no padding, and a row goes on after an end-of-text token, with whatever the model writes next.
-    Random numbers come from `generator` alone, which may be on another device than the model. Raises NonFiniteError if
-    the model gives NaN or infinity.
+    Each token is drawn from softmax(logits), restricted to the `top_k` likeliest if given. All rows are full: there is
+    no padding, and a row goes on after an end-of-text token, with whatever the model writes next. Random numbers come
+    from `generator` alone, which may be on another device than the model. Raises NonFiniteError if the model gives NaN
+    or infinity.
     """
     rows = len(input_ids)
     ids = [input_ids]
-
-    def draw(logits: Tensor) -> Tensor:
-        return _draw(logits / temperature, top_k, generator)
-
+    draw = partial(_draw, top_k=top_k, generator=generator)
     with frozen(model), torch.no_grad():
         for done, tokens in enumerate(islice(next_tokens(model, input_ids, draw), max_new_tokens), start=1):
             ids.append(tokens[:, None])
@@ -76,7 +73,7 @@ def _draw(logits: Tensor, top_k: int | None, generator: torch.Generator) -> Tens
     cumulative = logits.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     _check_finite(total)
-    uniform = torch.rand(total.shape, generator=generator, device=generator.device).to(logits.device)
+    uniform = torch.rand(total.shape, dtype=total.dtype, generator=generator, device=generator.device).to(logits.device)
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the end of the last interval
     drawn = torch.searchsorted(cumulative, torch.minimum(uniform * total, below), right=True)
     return (drawn if choices is None else choices.gather(-1, drawn)).squeeze(-1)

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .architectures import Architecture
-from .config import ResolvedConfig
+from .config import OF_THE_PREFIXES, OF_THE_SOLVE, ResolvedConfig
 from .distributed import ALONE, World
 from .edits import Edit
 from .errors import EmmetWarning, FormatError
@@ -36,9 +36,7 @@ _FORMAT = "emmet values 5"
 
 # Of the settings, those that values do not depend on, or only through the prompts and the place of v*. All others
 # count, new ones too.
-_OF_THE_SOLVER = {"method", "layers", "ridge", "null_space_threshold", "null_space_alpha", "absorb", "absorb_prompts"}
-_OF_THE_PROMPTS = {"prefixes", "prefix_count", "prefix_length", "seed"}
-_IDLE_SETTINGS = {*_OF_THE_SOLVER, *_OF_THE_PROMPTS, "batch_size"}
+_IDLE_SETTINGS = {*OF_THE_SOLVE, *OF_THE_PREFIXES, "batch_size"}
 
 _TENSORS = ("targets", "loss", "steps")
 

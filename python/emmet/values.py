@@ -13,6 +13,7 @@ edit at a time; many edits share each forward pass.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from .architectures import Architecture
 from .config import ResolvedConfig
 from .distributed import ALONE, World
 from .edits import Edit
-from .errors import NonFiniteError
+from .errors import EmmetWarning, NonFiniteError
 from .hooks import frozen, require_gradients
 from .optimisers import Adam, Gradient, Losses, MarginNewton, Optimiser
 from .progress import Progress, silent, within
@@ -42,8 +43,9 @@ class Values:
     """Result of the optimisation, one row an edit.
 
     targets [n, d_model] is v* at the last edited layer: its output, or the output of its MLP projection in models that
-    transform that before adding it (see `Injection`). loss [n] is the last loss that was evaluated, where contexts take
-    turns that of each when it last had its own, and steps [n] how many were.
+    transform that before adding it (see `Injection`). loss [n] is that of the targets; where contexts take turns, of
+    each context when it last had its own. "newton" takes the targets of the lowest that it found, and "gradient", which
+    evaluates none after its step, has that before it. steps [n] is how many losses were evaluated.
     """
 
     targets: Tensor
@@ -100,7 +102,7 @@ class _Rows:
         logits = self.suffixes.logits(copies).float()
         of_targets, of_subjects = torch.split(logits, [len(self.target_ids), self.edits])
         of_tokens = functional.cross_entropy(of_targets, self.target_ids, reduction="none")
-        of_rows = torch.zeros(len(copies) - self.edits, device=logits.device)
+        of_rows = of_tokens.new_zeros(len(copies) - self.edits)
         nll = of_rows.index_add(0, self.target_rows, of_tokens) / torch.bincount(self.target_rows)
         return nll.view(-1, self.edits).T, functional.log_softmax(of_subjects, dim=-1)
 
@@ -152,7 +154,7 @@ class _Objective:
         self._names = list(names)
         self._config = config
         self.start = rows.start
-        self._latest = torch.full((len(prompts), contexts), torch.nan, device=self.start.device)
+        self._latest = self.start.new_full((len(prompts), contexts), torch.nan)
         self._unedited: Tensor | None = None
 
     def __call__(self, delta: Tensor) -> Losses:
@@ -200,26 +202,36 @@ def optimise_values(
 
     The model's parameters, modes and gradients are as before afterwards. Progress counts steps; an edit that is done
     early has taken all of its own. The processes of `world` share the batches, which are those of a single process.
+    Where a batch does not fit into the memory of a GPU, this and all that follow are halved, with an EmmetWarning.
     """
     require_gradients()
     subjects = _subject_prompts(tokenizer, edits)
-    targets = torch.zeros(len(edits), arch.d_model, device=arch.model.device)
-    loss, steps = torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long)
+
+    def found(batch: Sequence[int], progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
+        of_prompts, of_subjects = [prompts[i] for i in batch], [subjects[i] for i in batch]
+        objective = _Objective(arch, injection, of_prompts, of_subjects, [edits[i].text for i in batch], config)
+        return _minimise(objective, config, progress)
+
+    targets = torch.zeros(len(edits), arch.d_model, dtype=torch.float32, device=arch.model.device)
+    loss, steps = torch.zeros(len(edits), dtype=torch.float32), torch.zeros(len(edits), dtype=torch.long)
     order = by_length(prompts)
+    size = config.batch_size
     progress("values", 0, len(edits) * config.steps)
     with frozen(arch.model):
         for first in world.shard(range(0, len(order), config.batch_size)):
-            batch = order[first : first + config.batch_size]
-            objective = _Objective(
-                arch,
-                injection,
-                [prompts[i] for i in batch],
-                [subjects[i] for i in batch],
-                [edits[i].text for i in batch],
-                config,
-            )
-            of_batch = within(progress, first * config.steps, len(edits) * config.steps)
-            targets[batch], loss[batch], steps[batch] = _minimise(objective, config, of_batch)
+            done, end = first, min(first + config.batch_size, len(order))
+            while done < end:
+                batch = order[done : min(done + size, end)]
+                of_batch = within(progress, done * config.steps, len(edits) * config.steps)
+                try:
+                    targets[batch], loss[batch], steps[batch] = found(batch, of_batch)
+                    done += len(batch)
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    size = len(batch) // 2
+                    message = f"{len(batch)} edits do not fit into memory together: {size} are optimised at a time; "
+                    warnings.warn(message + f"batch_size={size} saves the attempt", EmmetWarning, stacklevel=2)
     return Values(world.sum(targets), world.sum(loss), world.sum(steps))
 
 
@@ -241,7 +253,7 @@ def _subject_prompts(tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit]) 
 def _minimise(objective: _Objective, config: ResolvedConfig, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
     """(v*, loss, steps) of one batch. An edit leaves it when its loss is low enough."""
     start = objective.start
-    result, loss = start.clone(), torch.empty(len(start))
+    result, loss = start.clone(), torch.empty(len(start), dtype=start.dtype)
     steps = torch.empty(len(start), dtype=torch.long)
     optimiser = _optimiser(config, start)
     active = torch.arange(len(start), device=start.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -201,6 +202,18 @@ class TestHubDataset:
         corpus = open_corpus(f"hf:{folder}")
         assert text_of(sequences(corpus)) == "One text.Two."
         assert corpus.digest() == open_corpus(f"hf:{folder}").digest()
+
+    @pytest.mark.parametrize("patterns", ["", "---\nconfigs:\n- config_name: default\n  data_files: train*\n---\n"])
+    def test_digest_is_of_the_files(self, folder: Path, patterns: str) -> None:
+        def digest_of(text: str, time: int) -> str:
+            (folder / "train.jsonl").write_text(f'{{"text": "{text}"}}\n')
+            os.utime(folder / "train.jsonl", (time, time))
+            return open_corpus(f"hf:{folder}").digest()
+
+        (folder / "README.md").write_text(patterns)
+        digest = digest_of("One text.", 1)
+        assert digest_of("One text.", 1) == digest
+        assert digest_of("Another one.", 2) != digest
 
     def test_only_the_start_of_a_long_text(self, folder: Path) -> None:
         (folder / "train.jsonl").write_text(f'{{"text": "{"a" * 1000}"}}\n{{"text": "Two."}}\n')

@@ -18,7 +18,7 @@ import emmet
 from closed_forms import Problem
 from emmet import ConfigError, Edit, Editor, EmmetError, FormatError, ModelError, StatisticsError
 from emmet.architectures import discover
-from emmet.delta import Delta
+from emmet.delta import Delta, summed
 from emmet.forward import Site, last_token_states
 from emmet.keys import in_contexts
 from emmet.ledger import TENSORS, Ledger
@@ -378,6 +378,14 @@ class TestFile:
         again.load(tmp_path / "ledger").undo()
         assert_same_bits(again.arch.model, before)
         assert again.list() == ()
+
+    @pytest.mark.usefixtures("fixed_values")
+    def test_loading_writes_each_weight_once(self, make, tmp_path, monkeypatch):
+        after(make, CONFIG, *BATCHES).save(tmp_path / "ledger")
+        sums = []
+        monkeypatch.setattr(emmet.editor, "summed", lambda updates: sums.append(len(updates)) or summed(updates))
+        make().load(tmp_path / "ledger")
+        assert sums == [len(BATCHES)]
 
     @pytest.mark.usefixtures("fixed_values")
     def test_later_edits_get_the_prefixes_of_those_before(self, make, tmp_path):

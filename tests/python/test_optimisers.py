@@ -31,7 +31,7 @@ class Logistic:
 
 
 def minimise(optimiser, problem, edits: int, steps: int) -> torch.Tensor:
-    delta = torch.zeros(edits, WIDTH)
+    delta = torch.zeros(edits, WIDTH, dtype=torch.float32)
     for _ in range(steps):
         optimiser.observe(delta, problem(delta))
         delta = optimiser.propose()

@@ -159,6 +159,7 @@ def test_progress_counts_what_was_found(cache: Cache) -> None:
         {"kl_factor": 0.1},
         {"stop_loss": 0.1},
         {"optimizer": "newton"},
+        {"contexts_per_step": 1},
         {"layers": [2]},
         {"prefixes": ()},
     ],

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emmet import Edit, EditConfig, NonFiniteError
+from emmet import Edit, EditConfig, EmmetWarning, NonFiniteError, values
 from emmet.architectures import discover
 from emmet.config import ResolvedConfig
 from emmet.edits import read_edits
@@ -102,6 +102,53 @@ def test_batches_and_their_order_do_not_change_the_result():
     turned = our_values(model, tokenizer, EDITS[::-1], PREFIXES, settings)
     torch.testing.assert_close(together.targets, alone.targets, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(together.targets, turned.targets.flip(0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def room_for(monkeypatch):
+    """Makes passes over more than so many edits run out of memory."""
+
+    def limit(edits: int) -> list[int]:
+        seen: list[int] = []
+        pass_of = values._Objective.__call__
+
+        def limited(self, delta):
+            seen.append(len(delta))
+            if len(delta) > edits:
+                raise torch.OutOfMemoryError
+            return pass_of(self, delta)
+
+        monkeypatch.setattr(values._Objective, "__call__", limited)
+        return seen
+
+    return limit
+
+
+def test_batches_that_do_not_fit_into_memory_are_halved(room_for):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt2", vocab_size=len(tokenizer))
+    settings = config(model, steps=5, batch_size=4)
+    edits = [*EDITS, *(replace(edit, target="Oslo") for edit in EDITS)]
+    expected = our_values(model, tokenizer, edits, PREFIXES, settings)
+    seen = room_for(1)
+    with pytest.warns(EmmetWarning) as caught:
+        halved = our_values(model, tokenizer, edits, PREFIXES, settings)
+    assert [str(warning.message).partition(":")[0] for warning in caught] == [
+        "4 edits do not fit into memory together",
+        "2 edits do not fit into memory together",
+    ]
+    assert "batch_size=1 saves the attempt" in str(caught[-1].message)
+    assert seen == [4, 2] + [1] * 5 * len(edits)
+    torch.testing.assert_close(halved.targets, expected.targets, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(halved.loss, expected.loss, rtol=1e-4, atol=0)
+
+
+def test_an_edit_that_does_not_fit_into_memory_is_an_error(room_for):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt2", vocab_size=len(tokenizer))
+    room_for(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        our_values(model, tokenizer, EDITS[:1], PREFIXES, config(model, steps=5))
 
 
 def test_converged_edits_leave_the_batch_with_the_values_they_converged_to():

@@ -95,25 +95,43 @@ def measure_drift(
     Raises ModelError if the delta was made for another model, StatisticsError if the text cannot be read or is empty,
     and NonFiniteError if a model gives NaN or infinity.
     """
-    text = open_corpus(corpus)
-    length = min(_LENGTH, arch.max_positions or _LENGTH)
-    sequences = list(text.token_sequences(arch.model, tokenizer, tokens=tokens, length=length, progress=progress))
+    sequences = drift_sequences(arch, tokenizer, corpus, tokens, progress)
     layers = {layer: _layer_drift(arch, delta, layer) for layer in delta.layers}
     unedited = delta.apply(arch.model)
     try:
         edited = Backup(arch.projection(layer).weight for layer in delta.layers)
-        return Drift(str(text), text_drift(arch, sequences, unedited, edited, progress), layers)
+        return Drift(str(open_corpus(corpus)), text_drift(arch, sequences, unedited, edited, progress), layers)
     finally:
         unedited.restore()
+
+
+def drift_sequences(
+    arch: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str | Path,
+    tokens: int,
+    progress: Progress = silent,
+) -> list[Tensor]:
+    """The sequences of token ids to measure drift on, `tokens` in all.
+
+    Raises StatisticsError if the text cannot be read, or has no token that another one predicts.
+    """
+    length = min(_LENGTH, arch.max_positions or _LENGTH)
+    text = open_corpus(corpus).token_sequences(arch.model, tokenizer, tokens=tokens, length=length, progress=progress)
+    sequences = list(text)
+    if max(map(len, sequences), default=0) < 2:
+        message = f"expected a text of two tokens or more to measure drift on, got fewer in {corpus}; name another"
+        raise StatisticsError(message)
+    return sequences
 
 
 def text_drift(
     arch: Architecture, sequences: Sequence[Tensor], unedited: Backup, edited: Backup, progress: Progress = silent
 ) -> TextDrift:
-    """Compare what two states of a model's weights predict in sequences of token ids.
+    """Compare what two states of a model's weights predict in the sequences of `drift_sequences`.
 
     The model is brought into both for each sequence in turn, so that only one sequence's predictions are kept, and is
-    left unedited. Raises StatisticsError if nothing is predicted, and NonFiniteError for NaN and infinity.
+    left unedited. Raises NonFiniteError for NaN and infinity.
     """
     found: list[Tensor] = []
     for done, ids in enumerate(sequences, start=1):
@@ -125,16 +143,12 @@ def text_drift(
             unedited.restore()
         found.append(_compare(_log_probabilities(arch, ids), after, ids[1:]))
         progress("drift", done, len(sequences))
-    tokens = sum(map(len, found))
-    if not tokens:
-        message = "expected a text of two tokens or more to measure drift on, got none: give a longer one"
-        raise StatisticsError(message)
     kl, nll_before, nll_after, agreement = torch.cat(found).mean(0).tolist()
     if not (math.isfinite(kl) and max(nll_before, nll_after) < _LARGEST_NLL):  # NaN is not below it either
         message = "the model's predictions of the text are NaN or of infinite perplexity, before or after the edits: "
         message += "its weights are damaged, or its dtype overflows; load it in float32 or bfloat16"
         raise NonFiniteError(message)
-    return TextDrift(tokens, kl, math.exp(nll_before), math.exp(nll_after), 100 * agreement)
+    return TextDrift(sum(map(len, found)), kl, math.exp(nll_before), math.exp(nll_after), 100 * agreement)
 
 
 def _log_probabilities(arch: Architecture, ids: Tensor) -> Tensor:

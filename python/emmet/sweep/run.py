@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -12,15 +12,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..architectures import Architecture, discover
 from ..corpora import open_corpus
 from ..edits import Record
-from ..errors import EditError, EmmetError, StatisticsError
+from ..errors import EditError, EmmetError
 from ..evaluate import evaluate
+from ..evaluate.drift import drift_sequences
 from ..fingerprint import model_fingerprint, tensor_digest, tokenizer_fingerprint
 from ..keys import checked_prompts
 from ..output import check_output
@@ -33,9 +33,6 @@ from .results import Results, RunResult, pooled
 from .store import FORMAT, Outcome, RunFile, write_manifest
 from .task import RECORDS_A_WRITE, Task
 from .workbench import Edited, Workbench
-
-# Tokens of one pass: few, because all its logits are needed.
-_DRIFT_LENGTH = 256
 
 
 def sweep(
@@ -75,9 +72,9 @@ def sweep(
 
     statistics = _statistics(arch, tokenizer, statistics, corpus, runs, progress)
     values = Path(value_cache or cache_folder() / "values")
-    workbench = Workbench(arch, tokenizer, edits, statistics, values, _drift_text(arch, tokenizer, plan), progress)
-    for run in runs:
-        workbench.check(run)
+    text = None if plan.drift is None else drift_sequences(arch, tokenizer, plan.drift, plan.drift_tokens)
+    workbench = Workbench(arch, tokenizer, edits, statistics, values, text, progress)
+    workbench.check(runs)
 
     made_of = _made_of(arch, tokenizer, distinct)
     tasks = [
@@ -85,8 +82,10 @@ def sweep(
             RunFile(out / "runs" / "unedited.json", made_of), _pieces(batches.values(), len(distinct)), _leave_unedited
         )
     ]
+    drift = None if plan.drift is None else [open_corpus(plan.drift).digest(), plan.drift_tokens]
+    moments = {layer: tensor_digest(of_layer.second_moment).hex() for layer, of_layer in statistics.items()}
     for run, of_run in batches.items():
-        settings = _settings(run, statistics, plan)
+        settings = {"drift": drift} | _settings(run, moments)
         if run.sequential:
             settings["edits"] = of_run[-1].end
         file = RunFile(out / "runs" / f"{run.name}.json", made_of | settings)
@@ -160,19 +159,6 @@ def _statistics(
     return Statistics(statistics[layer] for layer in layers)
 
 
-def _drift_text(arch: Architecture, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> list[Tensor] | None:
-    """The sequences of token ids to measure drift on, if that is wanted."""
-    if plan.drift is None:
-        return None
-    length = min(_DRIFT_LENGTH, arch.max_positions or _DRIFT_LENGTH)
-    text = open_corpus(plan.drift)
-    sequences = list(text.token_sequences(arch.model, tokenizer, tokens=plan.drift_tokens, length=length))
-    if max(map(len, sequences), default=0) < 2:
-        message = f"expected a text of two tokens or more to measure drift on, got fewer in {plan.drift}; name another"
-        raise StatisticsError(message)
-    return sequences
-
-
 def _pieces(runs: Iterable[Sequence[Batch]], records: int) -> list[Batch]:
     """Batches for the unedited model, of all records that any run scores.
 
@@ -200,14 +186,13 @@ def _made_of(arch: Architecture, tokenizer: PreTrainedTokenizerBase, records: Se
     }
 
 
-def _settings(run: Run, statistics: Statistics, plan: Plan) -> dict[str, Any]:
-    """What the outcomes of one run depend on besides."""
+def _settings(run: Run, moments: Mapping[int, str]) -> dict[str, Any]:
+    """What the outcomes of one run depend on besides; `moments` are digests of the second moments, by layer."""
     return {
-        "drift": None if plan.drift is None else [open_corpus(plan.drift).digest(), plan.drift_tokens],
         "settings": asdict(run.config),
         "edits_at_once": run.batch_size,
         "sequential": run.sequential,
-        "statistics": {str(layer): tensor_digest(statistics[layer].second_moment).hex() for layer in run.config.layers},
+        "statistics": {str(layer): moments[layer] for layer in run.config.layers},
     }
 
 

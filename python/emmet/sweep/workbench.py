@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,9 +83,10 @@ class Workbench:
         self._shared: _SharedEdits | None = None
         self._in_turn: Editor | None = None
 
-    def check(self, run: Run) -> None:
-        """Raise as `Editor` does if settings, model and statistics do not fit together."""
-        self._editor(run.shared_config if run.shares_values else run.config)
+    def check(self, runs: Iterable[Run]) -> None:
+        """Raise as `Editor` does if the settings of any run, the model and the statistics do not fit together."""
+        for config in dict.fromkeys(run.shared_config if run.shares_values else run.config for run in runs):
+            self._editor(config)
 
     @contextmanager
     def edited(self, run: Run, batch: Batch) -> Iterator[Edited]:

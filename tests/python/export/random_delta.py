@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from emmet import EditConfig, Update
 from emmet.architectures import discover
 from emmet.delta import Delta, LayerDelta
+from emmet.fingerprint import tensor_digest
 
 
 def random_update(d_out: int, d_in: int, rank: int, *, seed: int = 0, imbalance: float = 1.0) -> Update:
@@ -27,7 +28,8 @@ def random_delta(model: PreTrainedModel, ranks: Mapping[int, int]) -> Delta:
     for layer, rank in ranks.items():
         projection = arch.projection(layer)
         update = random_update(projection.d_out, projection.d_in, rank, seed=layer)
-        layers[layer] = LayerDelta.of(projection, update)
+        digest = tensor_digest(projection.weight).hex()
+        layers[layer] = LayerDelta(projection.name, projection.transposed, digest, update)
     return delta_of(layers)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 
 import emmet
 from emmet import ConfigError, Edit, EditConfig, EditError, Editor, FormatError, StatisticsError
+from emmet.corpora import TextFile
 from emmet.edits import Neighbour, Record
 from emmet.evaluate import evaluate
 from emmet.evaluate.drift import measure_drift
 from emmet.progress import Progress, silent
 from emmet.statistics import Statistics
-from emmet.sweep import Plan, sweep, task
+from emmet.sweep import Plan, run, sweep, task, workbench
 from emmet.sweep.results import Results
 from tiny import tiny_model, tiny_tokenizer
 from workspace import contents
@@ -196,6 +198,24 @@ def test_drift_is_that_of_a_delta(lab: Lab) -> None:
     expected = measure_drift(editor.arch, lab.tokenizer, handle.delta, text, tokens=300).text
     for name in ("tokens", "kl", "perplexity_before", "perplexity_after", "top_1_agreement"):
         assert drifts[1][0][name] == pytest.approx(getattr(expected, name), rel=1e-3), name
+
+
+def test_combinations_share_what_is_read_before_the_first(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor reads all weights below its layers, and a digest of a text or a second moment all of it."""
+    calls: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **named: calls.update([name]) or function(*args, **named))
+
+    count(workbench, "Editor")
+    count(TextFile, "digest")
+    count(run, "tensor_digest")
+    plan = replace(PLAN, drift=str(lab.folder / "text.txt"), drift_tokens=100)
+    lab.sweep(replace(plan, methods=["emmet:0"], batch_sizes=[1]), out="one")
+    of_one = calls.copy()
+    lab.sweep(replace(plan, methods=["emmet:0", "emmet:1", "memit:0.5"]))
+    assert calls - of_one == of_one
 
 
 # Going on
