@@ -6,13 +6,14 @@ EMMET_WERROR ?= OFF
 FUZZ_SECONDS ?= 180
 EMMET_DATA ?= $(abspath $(wildcard ../shared/data))
 
+# BUILD is where pyproject.toml has editable installs built.
 BIN := .venv/bin
 DONE := .venv/done
 BUILD := build/cpp
 CUDA_VENV := build/cuda-venv
 MODELS := build/models
 
-# An exact version, because a range may draw a CUDA build of several GB where a CPU build is at hand.
+# An exact version, so that every environment has the same torch: a range may draw a CUDA build beside a CPU build.
 TORCH := $(shell sed -n 's/^requires = .*"\(torch==[0-9.]*\)\.\*".*/\1.0/p' pyproject.toml)
 CPP := $(shell find cpp tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILD_FILES := pyproject.toml CMakeLists.txt cpp/bindings/CMakeLists.txt $(wildcard cmake/*) \
@@ -151,8 +152,8 @@ $(DONE)/cuda: pyproject.toml
 	@mkdir -p $(DONE) && touch $@
 
 $(DONE)/build: $(DONE)/venv $(BUILD_FILES)
-	$(BIN)/pip install --quiet --no-build-isolation --config-settings=build-dir=$(BUILD) \
-	  --config-settings=cmake.define.EMMET_WERROR=$(EMMET_WERROR) --editable '.[gguf]'
+	$(BIN)/pip install --quiet --no-build-isolation --config-settings=cmake.define.EMMET_WERROR=$(EMMET_WERROR) \
+	  --editable '.[gguf]'
 	@touch $@
 
 $(DONE)/dev: $(DONE)/build

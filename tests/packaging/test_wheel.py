@@ -142,7 +142,7 @@ def test_repair_for_release_checks_symbol_versions_and_adds_no_library(wheel: Pa
 def test_wheel_edits_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
     python = tmp_path / "bin/python"
     run(sys.executable, "-m", "venv", tmp_path)
-    # The torch at hand: a range may draw another build, of several GB.
+    # The torch that is installed here: a range may draw another build, of several GB.
     run(python, "-m", "pip", "install", "--quiet", wheel, f"torch=={torch.__version__.partition('+')[0]}")
     assert emmet.__version__ in run(python, Path(__file__).parent / "smoke.py")
 

@@ -14,12 +14,11 @@ from emmet.architectures import discover
 from emmet.hooks import on_input
 from emmet.packing import Layout, PastLayer, can_pack
 from emmet.tokens import pad_rows
-from tiny import FAMILIES, SLIDING_WINDOW, tiny_model
+from tiny import FAMILIES, PADDED_ATTENTION, SLIDING_WINDOW, tiny_model
 
 VOCABULARY = 64
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 TOKENS = sum(map(len, ROWS))
-PADDED_ATTENTION = ("bloom", "falcon")  # their attention is their own
 
 
 def tiny(family: str = "llama", attention: str | None = None) -> PreTrainedModel:

@@ -6,6 +6,8 @@ import json
 from typing import Any, Literal
 
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -59,6 +61,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _ALTERNATING_ATTENTION = ("gemma2", "gemma3_text")
 
 FAMILIES = tuple(_SETTINGS)
+# Their attention is their own, and rows stay padded for it; GPT-J's was until transformers 5.24.
+PADDED_ATTENTION = ("bloom", "falcon", *(("gptj",) if Version(transformers.__version__) < Version("5.24") else ()))
 
 
 def tiny_model(family: str, *, vocab_size: int, seed: int = 0, layers: int = 4, **overrides: Any) -> PreTrainedModel:
