@@ -46,7 +46,8 @@ def load(
     spread = {"device_map": "auto"} if device == "auto" else {}
     if not spread:
         _check_device(device)
-    source = _source(name_or_path, progress)
+    with _readable(name_or_path):
+        source = _source(name_or_path, progress)
     with _readable(name_or_path), reporting(progress, "loading"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model, report = _causal_lm.from_pretrained(
@@ -57,7 +58,7 @@ def load(
     if missing := sorted(report["missing_keys"]):
         message = f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}: get the whole checkpoint"
         raise ModelError(message)
-    model.name_or_path = _lasting_name(name_or_path)
+    model.name_or_path = lasting_name(name_or_path)
     return (model if spread else model.to(device)).eval(), tokenizer
 
 
@@ -85,10 +86,14 @@ def _source(name_or_path: str | Path, progress: Progress) -> str:
     raise ModelError(message)
 
 
-def _lasting_name(name_or_path: str | Path) -> str:
-    """What names the same model in every working directory; not the cached folder of a GGUF file."""
-    path = Path(name_or_path).expanduser()
-    name = str(path.resolve() if path.exists() else name_or_path)
+def lasting_name(name_or_path: str | Path) -> str:
+    """What names the same model in every working directory; not the cached folder of a GGUF file.
+
+    Raises ModelError for a path that cannot be looked for.
+    """
+    with _readable(name_or_path):
+        path = Path(name_or_path).expanduser()
+        name = str(path.resolve() if path.exists() else name_or_path)
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -102,7 +107,7 @@ def _dequantised(path: Path, progress: Progress) -> Path:
     if not folder.is_dir():
         require_gguf(path)
         progress("dequantising", 0, 1)
-        with _readable(path), reporting(progress, "loading"), new_folder(folder) as temporary:
+        with reporting(progress, "loading"), new_folder(folder) as temporary:
             _dequantise(path, temporary)
         progress("dequantising", 1, 1)
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .errors import EmmetError
-from .storage import flush, naming_full_disk, parse_json, temporary_name
+from .storage import cache_folder, flush, naming_full_disk, parse_json, temporary_name
 
 # Every folder that emmet writes holds this file, whose "format" is "emmet.KIND.VERSION".
 MANIFEST = "emmet.json"
@@ -20,6 +20,7 @@ Kind: TypeAlias = Literal["update", "ledger", "sweep"]
 """What a folder holds: edits in one of the formats for them, which a new output replaces, or an account of work."""
 
 _UPDATES = {"delta", "model", "peft", "gguf"}
+_REPLACED_AS_A_WHOLE = ("update", "ledger")
 
 # Of renameat2(2), in Linux.
 _AT_FDCWD = -100
@@ -27,23 +28,55 @@ _RENAME_EXCHANGE = 2
 
 
 def check_folder(path: Path) -> None:
-    """Raise EmmetError unless files can be written to the folder `path`, which need not exist yet."""
-    resolved = path.resolve()
-    existing = next(place for place in (resolved, *resolved.parents) if place.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        message = f"cannot write to {path}, as {existing} is not a folder that you may write to; name another"
+    """Raise EmmetError unless files can be written to the folder `path`, which need not exist yet, and stay there.
+
+    They may not in one of emmet's own with a manifest: it is replaced as a whole, or has files of the same names.
+    """
+    _check_place(path)
+    found = _kind_of(path)
+    if found is not None:
+        message = f"expected a folder of its own, got {path}, which holds {_described(found)}; name another"
         raise EmmetError(message)
 
 
 def check_output(path: Path, kind: Kind) -> None:
     """Raise EmmetError unless `path` is new, an empty folder or one of this kind that emmet wrote."""
-    check_folder(path)
+    _check_place(path)
     if path.is_dir() and any(path.iterdir()):
         found = _kind_of(path)
         if found != kind:
-            what = {None: "other files", "update": "edits"}.get(found, f"a {found}")
-            message = f"expected a new or empty folder for the output, got {path}, which holds {what}; name another"
+            message = f"expected a new or empty folder for the output, got {path}, which holds {_described(found)}; "
+            message += "name another"
             raise EmmetError(message)
+
+
+def _check_place(path: Path) -> None:
+    """Raise EmmetError unless a folder can be written there, and lies in none that emmet replaces as a whole."""
+    resolved = path.resolve()
+    try:
+        existing = next(place for place in (resolved, *resolved.parents) if place.exists())
+    except OSError as error:  # in a folder that may not be searched, or too long a name
+        message = f"cannot write to {path}: {error.strerror}; {_another(path)}"
+        raise EmmetError(message) from error
+    if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        message = f"cannot write to {path}, as {existing} is not a folder that you may write to; {_another(path)}"
+        raise EmmetError(message)
+    for place in resolved.parents:
+        found = _kind_of(place)
+        if found in _REPLACED_AS_A_WHOLE:
+            message = f"expected a folder of its own, got {path}, which goes when emmet replaces {place} with "
+            message += f"{_described(found)}; {_another(path)}"
+            raise EmmetError(message)
+
+
+def _another(path: Path) -> str:
+    """What to do about a folder, which the user may not have named."""
+    return "name another with EMMET_CACHE" if path.is_relative_to(cache_folder()) else "name another"
+
+
+def _described(kind: str | None) -> str:
+    """What a folder of a kind holds."""
+    return {None: "other files", "update": "edits"}.get(kind, f"a {kind}")
 
 
 def _kind_of(path: Path) -> str | None:

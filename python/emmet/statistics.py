@@ -30,6 +30,7 @@ from .errors import ConfigError, EmmetWarning, FormatError, NonFiniteError, Stat
 from .fingerprint import layer_fingerprints, tokenizer_fingerprint
 from .hooks import frozen, on_input, stop_after
 from .integrity import read_with_checksum, write_with_checksum
+from .output import check_folder
 from .progress import Progress, silent
 from .storage import cache_folder, first_line, parse_json
 
@@ -137,7 +138,7 @@ class Statistics(Mapping[int, LayerStatistics]):
     def load(folder: str | os.PathLike[str], layers: Iterable[int] | None = None) -> Statistics:
         """Read the files of `layers`, or of all layers that `folder` has.
 
-        Raises StatisticsError if one is missing, FormatError if one is malformed.
+        Raises StatisticsError if one is missing or the folder cannot be read, FormatError if one is malformed.
         """
         found = _layers_in(Path(folder))
         wanted = sorted(found if layers is None else set(layers))
@@ -215,7 +216,13 @@ def layer_path(folder: Path, layer: int) -> Path:
 
 
 def _layers_in(folder: Path) -> list[int]:
-    numbers = [path.name.split(".")[1] for path in folder.glob("layer.*.safetensors")]
+    try:
+        numbers = [path.name.split(".")[1] for path in folder.iterdir() if path.match("layer.*.safetensors")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        message = f"cannot read {folder}: {error.strerror}; expected a folder of statistics"
+        raise StatisticsError(message) from error
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
@@ -247,8 +254,9 @@ def collect_statistics(
     a checkpoint of its own, for the same number of processes.
 
     Raises ConfigError for layers or numbers out of range, ModelError for a model that cannot be edited, StatisticsError
-    for a corpus that cannot be read or is empty and for an `out` with other statistics of these layers, and
-    NonFiniteError if the model gives NaN or infinity. Warns if the text has too few tokens for what is to be learnt.
+    for a corpus that cannot be read or is empty and for an `out` with other statistics of these layers, EmmetError for
+    an `out` that cannot be written, and NonFiniteError if the model gives NaN or infinity. Warns if the text has too
+    few tokens for what is to be learnt.
     """
     plan = _plan(model, tokenizer, corpus, layers, tokens, sequence_length, seed)
     return _collected(plan, None if out is None else Path(out), batch_tokens, checkpoint_seconds, progress, world)
@@ -347,6 +355,8 @@ def _collected(
     """The statistics of a plan, of which only those are collected that `folder` lacks."""
     finished = {} if folder is None else _finished(plan, folder, world)
     if finished.keys() != plan.fingerprints.keys():
+        if folder is not None:
+            check_folder(folder)
         checkpoint = None if folder is None else folder / _checkpoint_name(plan, world)
         run = _Run.resumed(plan.without(finished), world, checkpoint)
         finished |= _collect(run, checkpoint, batch_tokens, checkpoint_seconds, progress)
@@ -362,7 +372,7 @@ def _finished(plan: _Plan, folder: Path, world: World) -> dict[int, LayerStatist
     finished = {}
     for layer, fingerprint in plan.fingerprints.items():
         path = layer_path(folder, layer)
-        if path.exists():
+        if os.access(path, os.F_OK):  # unlike Path.exists, False in a folder that may not be searched
             statistics = LayerStatistics.load(path)
             if statistics.fingerprint != fingerprint or statistics.sources != (plan.source,):
                 message = f"expected {path} to be of this model, {plan.source.tokens:,} tokens and this text, got "

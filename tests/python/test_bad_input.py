@@ -322,6 +322,14 @@ def test_missing_model(refused: Refused) -> None:
     assert refused.edit(model=path) == f"{path} does not exist: give a model folder, a GGUF file or a name on the hub"
 
 
+def test_model_and_output_that_cannot_be_looked_for(refused: Refused) -> None:
+    """As in a folder that may not be searched, but for root too."""
+    path = refused.scratch / ("m" * 300)
+    assert refused.edit(model=path).startswith(f"cannot load {path}: ")
+    assert refused.edit("--out", path) == f"cannot write to {path}: File name too long; name another"
+    assert refused.edit("--stats", path) == f"cannot read {path}: File name too long; expected a folder of statistics"
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + bytes(100), b"text"])
 def test_file_that_is_no_model(refused: Refused, content: bytes) -> None:
     path = refused.scratch / "model.gguf"
@@ -472,6 +480,37 @@ def test_ledger(refused: Refused) -> None:
     assert "cannot read the ledger" in refused("ledger", "list", refused.scratch / "none")
 
 
+@pytest.mark.parametrize(
+    ("option", "source", "expected"),
+    [
+        ("--out", None, "expected a folder of its own, got "),
+        ("--stats", "stats", "the output would replace "),
+        ("--model", "model", "the output would replace "),
+    ],
+)
+def test_ledger_whose_folder_would_be_replaced_with_what_remove_reads_or_writes(
+    refused: Refused, option: str, source: str | None, expected: str
+) -> None:
+    ledger = refused.scratch / "ledger"
+    options = ("--stats", refused.folder / "stats", "--out", refused.scratch / "out")
+    edit = ("edit", refused.folder / "model", refused.folder / "edits.jsonl", "--layers", "1", "--ledger", ledger)
+    assert cli.main(list(map(str, (*edit, *options)))) == 0
+    if source is not None:
+        shutil.copytree(refused.folder / source, ledger / "inside")
+    message = refused("ledger", "remove", ledger, "1", *options, option, ledger / "inside")
+    assert message.startswith(f"{expected}{ledger / 'inside'}")
+
+
+def test_ledger_in_the_output_of_remove(refused: Refused) -> None:
+    outer = refused.scratch / "outer"
+    edit = ("edit", refused.folder / "model", refused.folder / "edits.jsonl", "--layers", "1")
+    options = ("--stats", refused.folder / "stats", "--out")
+    assert cli.main(list(map(str, (*edit, *options, refused.scratch / "out", "--ledger", outer / "ledger")))) == 0
+    shutil.copytree(refused.scratch / "out", outer, dirs_exist_ok=True)
+    message = refused("ledger", "remove", outer / "ledger", "1", *options, outer)
+    assert "would replace one another: name folders apart" in message
+
+
 def test_export_of_a_rank_without_statistics(refused: Refused) -> None:
     export = ("export", refused.folder / "delta", "--format", "peft", "--out", refused.scratch / "out", "--rank")
     assert refused(*export, "1") == "--rank needs --stats DIR, the statistics that the edits were made with"
@@ -479,6 +518,20 @@ def test_export_of_a_rank_without_statistics(refused: Refused) -> None:
         *export, "0", "--stats", refused.folder / "stats"
     )
     assert "has no statistics" in refused(*export, "1", "--stats", refused.scratch / "none")
+
+
+def test_export_with_options_that_would_do_nothing(refused: Refused) -> None:
+    export = ("export", refused.folder / "delta", "--out", refused.scratch / "out", "--format")
+    for format_, options in (("peft", ("--device", "cuda")), ("gguf", ("--dtype", "float64"))):
+        message = f"--device and --dtype are for --format model, as {format_} needs no weights: leave them out"
+        assert refused(*export, format_, *options) == message
+    message = "--stats is for --rank: name a rank, or leave --stats out"
+    assert refused(*export, "model", "--stats", refused.folder / "stats") == message
+
+
+def test_export_for_a_model_that_cannot_be_looked_for(refused: Refused) -> None:
+    export = ("export", refused.folder / "delta", "--out", refused.scratch / "out", "--format", "peft", "--model")
+    assert refused(*export, "~nouser/m").startswith("cannot load ~nouser/m: Could not determine home directory")
 
 
 def test_export_over_the_delta(refused: Refused) -> None:
@@ -616,12 +669,45 @@ def test_output_folder_that_cannot_be(refused: Refused, command: str, option: st
     assert message == f"cannot write to {text / 'out'}, as {text} is not a folder that you may write to; name another"
 
 
-def test_report_into_a_folder_that_emmet_replaces(refused: Refused) -> None:
-    delta = refused.folder / "delta"
-    message = refused("eval", refused.folder / "model", refused.folder / "edits.jsonl", "--report", delta)
+@pytest.mark.parametrize(("command", "option"), [("stats", "--out"), ("eval", "--report"), ("edit", "--values")])
+@pytest.mark.parametrize("kind", ["delta", "ledger", "sweep"])
+def test_results_into_a_folder_that_emmet_wrote(refused: Refused, command: str, option: str, kind: str) -> None:
+    place = refused.scratch / kind
+    place.mkdir()
+    (place / "emmet.json").write_text(f'{{"format": "emmet.{kind}.1"}}')
+    message = results_into(refused, command, option, place)
+    what = "edits" if kind == "delta" else f"a {kind}"
+    assert message == f"expected a folder of its own, got {place}, which holds {what}; name another"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("stats", "--out"), ("edit", "--out"), ("edit", "--values"), ("eval", "--report"), ("sweep", "--out")],
+)
+@pytest.mark.parametrize(("kind", "what"), [("delta", "edits"), ("ledger", "a ledger")])
+def test_results_below_a_folder_that_emmet_replaces(
+    refused: Refused, command: str, option: str, kind: str, what: str
+) -> None:
+    place = refused.scratch / kind
+    place.mkdir()
+    (place / "emmet.json").write_text(f'{{"format": "emmet.{kind}.1"}}')
+    message = results_into(refused, command, option, place / "new" / "results")
+    results = place / "new" / "results"
     assert message == (
-        f"expected a folder of its own for the report, got {delta}, which holds other results of emmet; name another"
+        f"expected a folder of its own, got {results}, which goes when emmet replaces {place} with {what}; name another"
     )
+
+
+def results_into(refused: Refused, command: str, option: str, place: Path) -> str:
+    """The error message of a command that is to write results there."""
+    edits, layers = refused.folder / "edits.jsonl", ("--layers", "1")
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "stats": ("--corpus", refused.folder / "text.txt", *layers),
+        "edit": (edits, "--stats", refused.folder / "stats", *layers, "--out", refused.folder / "delta"),
+        "eval": (edits,),
+        "sweep": (edits, "--stats", refused.folder / "stats", *layers, "--batch-sizes", "1"),
+    }
+    return refused(command, refused.folder / "model", *arguments[command], option, place)
 
 
 def test_output_folder_that_is_the_input(refused: Refused) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,18 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
     refused(tmp_path, r"is not a model folder, it has no config\.json")
     (tmp_path / "notes.txt").write_text("notes")
     refused(tmp_path / "notes.txt", r"notes\.txt is not a GGUF file")
+
+
+def test_paths_that_cannot_be_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(tmp_path / ("m" * 300), "^cannot load .*File name too long")
+    refused("~nouser/m", "^cannot load ~nouser/m: Could not determine home directory")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+
+    def denied(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    refused(tmp_path / "m.gguf", f"^cannot load {tmp_path / 'm.gguf'}: .*Permission denied")
 
 
 def test_a_device_that_is_not_there(folder: Path) -> None:

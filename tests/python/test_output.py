@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from emmet import EmmetError, output
-from emmet.output import MANIFEST, check_output, output_folder
+from emmet.output import MANIFEST, check_folder, check_output, output_folder
 from emmet.storage import write_json
 from workspace import full_disk
 
@@ -64,6 +68,52 @@ def test_accounts_and_edits_do_not_replace_one_another(tmp_path, held, asked):
     with pytest.raises(EmmetError, match=f"which holds {what}; name another"), output_folder(tmp_path, asked):
         pass
     assert (tmp_path / MANIFEST).read_text() == manifest
+
+
+@pytest.mark.parametrize("closed", [os.R_OK, os.W_OK, os.X_OK])
+def test_a_folder_that_may_not_be_read_written_and_searched(tmp_path, monkeypatch, closed):
+    monkeypatch.setattr(os, "access", lambda _place, asked: not asked & closed)
+    for check in (check_folder, lambda path: check_output(path, "update")):
+        with pytest.raises(
+            EmmetError, match=f"^cannot write to {tmp_path}/sub/out, as {tmp_path} is not a folder that"
+        ):
+            check(tmp_path / "sub" / "out")
+
+
+def test_below_a_folder_that_may_not_be_searched(tmp_path, monkeypatch):
+    def denied(_place):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(EmmetError, match=f"^cannot write to {tmp_path}/out: Permission denied; name another$"):
+        check_output(tmp_path / "out", "update")
+
+
+def test_a_place_in_the_cache_is_named_by_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("EMMET_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(EmmetError, match=r"may write to; name another with EMMET_CACHE$"):
+        check_folder(tmp_path / "cache" / "values")
+
+
+def test_nothing_is_written_into_what_is_replaced_as_a_whole(tmp_path):
+    """A link to the folder is the folder."""
+    with output_folder(tmp_path / "delta") as folder:
+        (folder / MANIFEST).write_text(DELTA)
+    (tmp_path / "link").symlink_to(tmp_path / "delta")
+    for path in (tmp_path / "delta" / "report", tmp_path / "link" / "report"):
+        for check in (check_folder, lambda path: check_output(path, "sweep")):
+            with pytest.raises(EmmetError, match=f"expected a folder of its own, got {path}, which goes when emmet"):
+                check(path)
+    check_output(tmp_path / "link", "update")
+
+
+def test_what_is_not_replaced_as_a_whole_may_hold_other_results(tmp_path):
+    for name, format_ in (("sweep", "emmet.sweep.1"), ("others", "package.delta.1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text(f'{{"format": "{format_}"}}')
+        check_folder(tmp_path / name / "values")
+    check_folder(tmp_path / "others")
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", "half", '{"format": "delta"}', '{"format": 3}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from emmet import corpora
 from emmet import statistics as statistics_module
 from emmet.architectures import discover
 from emmet.corpora import open_corpus
-from emmet.errors import ConfigError, EmmetWarning, FormatError, NonFiniteError, StatisticsError
+from emmet.errors import ConfigError, EmmetError, EmmetWarning, FormatError, NonFiniteError, StatisticsError
 from emmet.fingerprint import layer_fingerprints
 from emmet.integrity import write_with_checksum
 from emmet.statistics import (
@@ -287,6 +288,15 @@ class TestCheck:
             statistics.check(discover(llama()), 3)
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(text: Path, tmp_path: Path) -> None:
+    model, out = llama(), tmp_path / "file" / "stats"
+    out.parent.touch()
+    passes = forward_passes(model)
+    with pytest.raises(EmmetError, match=f"^cannot write to {out}, as .*; name another$"):
+        collect(model, text, out=out)
+    assert passes == []
+
+
 def test_merging_is_collecting_on_both_texts(text: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("The capital of France is Paris. " * 50)
@@ -453,6 +463,34 @@ class TestCache:
         for statistics in (made, again, found):
             assert list(statistics) == LAYERS
             assert all(torch.equal(statistics[layer].second_moment, fresh[layer].second_moment) for layer in LAYERS)
+
+    def test_a_cache_that_cannot_be_written_is_found_before_the_work(self, cache: Path, text: Path) -> None:
+        cache.touch()
+        model = llama()
+        passes = forward_passes(model)
+        with pytest.raises(EmmetError, match=f"^cannot write to {cache}/statistics/.*; name another with EMMET_CACHE$"):
+            collect_into_cache(model, TOKENIZER, text, layers=LAYERS)
+        assert passes == []
+
+    def test_a_cache_that_cannot_be_searched_has_nothing(
+        self, cache: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As is one of a name that is too long, but for root too."""
+        cache.mkdir()
+        monkeypatch.setenv("EMMET_CACHE", str(cache / ("c" * 300)))
+        assert cached_statistics(llama(), TOKENIZER, text, layers=LAYERS) is None
+        with pytest.raises(EmmetError, match=r"File name too long; name another with EMMET_CACHE$"):
+            collect_into_cache(llama(), TOKENIZER, text, layers=LAYERS)
+
+    def test_a_cache_that_has_all_need_not_be_written(
+        self, cache: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        collect_into_cache(llama(), TOKENIZER, text, layers=LAYERS)
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not mode & os.W_OK)
+        assert list(collect_into_cache(llama(), TOKENIZER, text, layers=LAYERS)) == LAYERS
+        with pytest.raises(EmmetError, match=f"^cannot write to {cache}/"):
+            collect_into_cache(llama(), TOKENIZER, text, layers=[3])
 
     def test_others_are_not_found(self, text: Path) -> None:
         collect_into_cache(llama(), TOKENIZER, text, layers=LAYERS)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import EditConfig, ResolvedConfig
 from ..distributed import ALONE
 from ..edits import Edit, check_consistent, read_edits
-from ..errors import ConfigError
 from .arguments import (
     LARGEST_SEED,
     add_model,
@@ -23,7 +23,7 @@ from .arguments import (
     whole_number,
 )
 from .export import FORMATS, FORMATS_HELP, write_update
-from .inputs import UnchangedLedger, check_apart, edit_config, load_model, read_statistics
+from .inputs import UnchangedLedger, check_apart, check_ledger, edit_config, load_model, read_statistics
 from .terminal import Row, Stopwatch, print_rows, progress_bars
 
 if TYPE_CHECKING:
@@ -132,16 +132,13 @@ def _edit(options: argparse.Namespace) -> None:
             handle = editor.edit(edits, author=options.author)
         if options.world.rank > 0:
             return  # the first process writes and prints
-        if unchanged is not None:
-            unchanged.check()
-        with watch.stage("write"):
+        with watch.stage("write"), nullcontext() if unchanged is None else unchanged.held():
             if options.format == "model":
                 save_model(model, tokenizer, editor.delta(), options.out, progress)
             else:
                 write_update(options, editor.delta())
             if unchanged is not None:
-                with unchanged.held():  # what was written before may have taken minutes
-                    editor.save(options.ledger)
+                editor.save(options.ledger)
     account = () if options.ledger is None else _account_rows(options.ledger, editor, handle)
     print_rows(*_edit_rows(handle, editor.config), *account, ("time", str(watch)), ("written", str(options.out)))
 
@@ -149,17 +146,11 @@ def _edit(options: argparse.Namespace) -> None:
 def _known_ledger(options: argparse.Namespace) -> Ledger | None:
     """The ledger, None if it is new. Raises EmmetError if the folder is none, or could not be written."""
     from ..ledger import Ledger
-    from ..output import MANIFEST, check_output
+    from ..output import MANIFEST
 
-    out, ledger = options.out.resolve(), options.ledger.resolve()
-    if out.is_relative_to(ledger) or ledger.is_relative_to(out):
-        message = (
-            f"the ledger {options.ledger} and the output {options.out} would replace one another: name folders apart"
-        )
-        raise ConfigError(message)
-    check_output(ledger, "ledger")
-    check_apart(ledger, options.model, options.records, options.config, options.corpus, options.stats, options.values)
-    if not (ledger / MANIFEST).exists():
+    read = (options.model, options.records, options.config, options.corpus, options.stats, options.values)
+    check_ledger(options.ledger, options.out, *read)
+    if not (options.ledger / MANIFEST).exists():
         return None
     known, _ = Ledger.load(options.ledger)
     return known
@@ -181,8 +172,9 @@ def _check_rank(arch: Architecture, config: EditConfig, edits: Sequence[Edit]) -
 def _edit_rows(handle: EditHandle, config: ResolvedConfig) -> Iterator[Row]:
     loss = handle.values.loss
     low = f"below {config.stop_loss:g} for {int((loss < config.stop_loss).sum())} of {len(loss)}"
+    reached = "both before the step" if config.optimizer == "gradient" else low
     yield "edits", f"{len(loss)} by {config.method}"
-    yield "loss", f"median {loss.median():.3g}, largest {loss.max():.3g}, {low}"
+    yield "loss", f"median {loss.median():.3g}, largest {loss.max():.3g}, {reached}"
     for layer, delta in handle.delta.layers.items():
         solves = [report.diagnostics for report in handle.diagnostics if report.layer == layer]
         ridge, residual, condition = (

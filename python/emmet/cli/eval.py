@@ -79,14 +79,10 @@ def _eval(options: argparse.Namespace) -> None:
     from ..architectures import discover
     from ..delta import Delta
     from ..evaluate import Tasks, evaluate, measure_drift, read_references
-    from ..output import MANIFEST, check_folder
+    from ..output import check_folder
 
     records = read_records(options.records)[: options.limit]
     check_folder(options.report)
-    if (options.report / MANIFEST).exists():  # what emmet replaces as a whole one day
-        message = f"expected a folder of its own for the report, got {options.report}, which holds other results of "
-        message += "emmet; name another"
-        raise ConfigError(message)
     delta = None if options.delta is None else Delta.load(options.delta)
     references = None if options.references is None else read_references(options.references)
     _check_drift(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ examples:
     parser.add_argument("--format", choices=FORMATS, required=True, help=FORMATS_HELP)
     parser.add_argument(
         "--model",
-        help="what the delta was made for; for gguf its GGUF file, in any quantisation (default: as the delta says)",
+        help="what the delta was made for, which an adapter for PEFT names as its base; for gguf its GGUF file, in any "
+        "quantisation (default: as the delta says)",
     )
     parser.add_argument("--rank", type=whole_number(1), help="compress updates to this rank; needs --stats")
     parser.add_argument(
@@ -47,9 +49,13 @@ examples:
 def _export(options: argparse.Namespace) -> None:
     from ..checkpoint import save_model
     from ..delta import Delta
+    from ..loading import lasting_name
     from ..output import check_output
 
+    _check_heeded(options)
     delta = Delta.load(options.delta)
+    if options.format == "peft" and options.model:
+        delta = replace(delta, base=lasting_name(options.model))
     options.model = options.model or delta.base
     if options.model is None and options.format != "peft":
         message = f"{options.delta} does not say what model it was made for: name it with --model"
@@ -70,6 +76,16 @@ def _export(options: argparse.Namespace) -> None:
             with watch.stage("write"):
                 write_update(options, delta)
     print_rows(("edits", str(len(delta.edits))), *compression, ("time", str(watch)), ("written", str(options.out)))
+
+
+def _check_heeded(options: argparse.Namespace) -> None:
+    """Raise ConfigError for options that would do nothing."""
+    if options.stats is not None and options.rank is None:
+        message = "--stats is for --rank: name a rank, or leave --stats out"
+        raise ConfigError(message)
+    if options.format != "model" and (options.device != "cpu" or options.dtype is not None):
+        message = f"--device and --dtype are for --format model, as {options.format} needs no weights: leave them out"
+        raise ConfigError(message)
 
 
 def _compressed(options: argparse.Namespace, delta: Delta) -> tuple[Delta, list[Row]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..config import EditConfig
 from ..errors import ConfigError, EmmetError
-from ..output import MANIFEST
+from ..output import MANIFEST, check_output
 from ..progress import Progress
 from .terminal import Stopwatch
 
@@ -83,12 +83,12 @@ class UnchangedLedger:
         try:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self.check()
+            self._check()
             yield
         finally:
             os.close(descriptor)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise EmmetError if the ledger is not what it was: its new edits would be lost."""
         if self._read() != self._manifest:
             message = (
@@ -104,10 +104,20 @@ class UnchangedLedger:
             return None
 
 
+def check_ledger(ledger: Path, out: Path, *inputs: str | Path | None) -> None:
+    """Raise EmmetError unless the folder of a ledger can be replaced without the output `out` or an input."""
+    if out.resolve().is_relative_to(ledger.resolve()) or ledger.resolve().is_relative_to(out.resolve()):
+        message = f"the ledger {ledger} and the output {out} would replace one another: name folders apart"
+        raise ConfigError(message)
+    check_output(ledger, "ledger")
+    check_apart(ledger, *inputs)
+
+
 def check_apart(out: Path, *inputs: str | Path | None) -> None:
     """Raise ConfigError if the folder `out`, which is to be replaced, holds an input."""
     for given in inputs:
-        on_hub = isinstance(given, str) and not Path(given).exists()
+        # Unlike Path.exists, os.access raises nothing for what cannot be looked for: whoever reads it says so.
+        on_hub = isinstance(given, str) and not os.access(given, os.F_OK)
         if given is not None and not on_hub and Path(given).resolve().is_relative_to(out.resolve()):
             message = f"the output would replace {given}, which is read: name another folder than {out}"
             raise ConfigError(message)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .arguments import add_output, command, whole_number
-from .inputs import UnchangedLedger, check_apart, load_model
+from .inputs import UnchangedLedger, check_apart, check_ledger, load_model
 from .terminal import Stopwatch, print_rows, progress_bars
 
 
@@ -73,7 +73,8 @@ def _remove(options: argparse.Namespace) -> None:
         message = f"{options.ledger} does not say what model it is for: name it with --model"
         raise ConfigError(message)
     check_output(options.out, "update")
-    check_apart(options.out, options.model, options.stats, options.ledger)
+    check_apart(options.out, options.model, options.stats)
+    check_ledger(options.ledger, options.out, options.model, options.stats)
     watch = Stopwatch()
     with progress_bars(options) as progress:
         model, tokenizer = load_model(options, watch, progress)
@@ -83,9 +84,7 @@ def _remove(options: argparse.Namespace) -> None:
             editor.load(options.ledger)
         with watch.stage("remove"):
             editor.remove(options.ids)
-        unchanged.check()
-        with watch.stage("write"):
+        with watch.stage("write"), unchanged.held():
             editor.delta().save(options.out)
-            with unchanged.held():
-                editor.save(options.ledger)
+            editor.save(options.ledger)
     print_rows(("edits", f"{len(editor.list())} left"), ("time", str(watch)), ("written", str(options.out)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import EditConfig
 from ..edits import Record, read_records
 from ..errors import ConfigError
+from ..storage import parse_json
 from .arguments import (
     add_model,
     add_output,
@@ -129,7 +130,7 @@ def _sweep(options: argparse.Namespace) -> None:
     from ..sweep import Plan, sweep
     from ..sweep.plan import check_batch_sizes, without_repetitions
 
-    config = EditConfig() if options.config is None else read_config(options.config)
+    config = EditConfig() if options.config is None else _config_without_method(options.config)
     optional = ("layers", "ridges", "scored", "absorb", "drift", "drift_tokens")
     chosen = {name: getattr(options, name) for name in optional}
     plan = Plan(
@@ -169,6 +170,15 @@ def _sweep(options: argparse.Namespace) -> None:
                 progress=progress,
             )
     print_rows(*_sweep_rows(results), ("time", str(watch)), ("written", str(options.out)))
+
+
+def _config_without_method(path: Path) -> EditConfig:
+    """The settings of a file. Raises ConfigError if a method is among them, in whose place those of --methods come."""
+    config = read_config(path)
+    if "method" in parse_json(path.read_text(encoding="utf-8")):
+        message = f"expected settings without a method, got one in {path}; name it with --methods"
+        raise ConfigError(message)
+    return config
 
 
 def _selected(records: Sequence[Record], options: argparse.Namespace) -> Sequence[Record]:

@@ -103,11 +103,14 @@ def evaluate(
         message = f"expected records of one kind, got {found}: evaluate one file at a time"
         raise EditError(message)
     (kind,) = kinds
-    written: list[dict[str, object]] = [{} for _ in records]
-    if write_texts or references is not None:
-        written = texts.evaluate_texts(arch, tokenizer, records, references, progress)
+    with_texts = write_texts or references is not None
+    if with_texts:
+        texts.check_records(arch, tokenizer, records, references)
     scores = _score(arch, tokenizer, records, progress)
     generated = generation.evaluate_generation(arch, tokenizer, records, scores, progress)
+    written: list[dict[str, object]] = [{} for _ in records]
+    if with_texts:  # last, as they take longest, and what is wrong with the records has been found by now
+        written = texts.evaluate_texts(arch, tokenizer, records, references, progress)
     rows = [
         {**_texts(record), **_KINDS[kind].row(record, scores), **of_generation, **of_texts}
         for record, of_generation, of_texts in zip(records, generated, written, strict=True)

@@ -60,15 +60,9 @@ def evaluate_texts(
     Raises EditError if no record has generation prompts, none has `references` where they are given, or a prompt is too
     long, and NonFiniteError if the model gives NaN or infinity.
     """
-    if not any(record.generation_prompts for record in records):
-        message = "expected records with generation prompts, got none: give CounterFact as published with ROME"
-        raise EditError(message)
+    check_records(arch, tokenizer, records, references)
     about_target = [_references_of(record, references) for record in records]
-    if references is not None and not any(about_target):
-        message = "expected reference texts for the records, got none about their relations and targets: "
-        message += "give the file that was published with the records"
-        raise EditError(message)
-    prompts = [prompt for record in records for prompt in record.generation_prompts]
+    prompts = _prompts(records)
     written = iter(_write(arch, tokenizer, prompts, torch.Generator(arch.model.device).manual_seed(seed), progress))
     weights = WordWeights(text for texts in (references or {}).values() for text in texts)
     rows: list[dict[str, object]] = []
@@ -83,6 +77,29 @@ def evaluate_texts(
             }
         )
     return rows
+
+
+def check_records(
+    arch: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    references: Mapping[Attribute, Sequence[str]] | None = None,
+) -> None:
+    """Raise EditError for what `evaluate_texts` cannot take, before any text is written."""
+    prompts = _prompts(records)
+    if not prompts:
+        message = "expected records with generation prompts, got none: give CounterFact as published with ROME"
+        raise EditError(message)
+    if references is not None and not any(_references_of(record, references) for record in records):
+        message = "expected reference texts for the records, got none about their relations and targets: "
+        message += "give the file that was published with the records"
+        raise EditError(message)
+    length = _text_length(arch)
+    for prompt, encoded in zip(prompts, encode_prompts(tokenizer, prompts), strict=True):
+        if len(encoded.ids) >= length:
+            message = f"the generation prompt {shortened(prompt)} has {len(encoded.ids)} tokens, but a text has "
+            message += f"{length} with it: shorten the record or leave it out"
+            raise EditError(message)
 
 
 def entropy(text: str) -> float:
@@ -100,6 +117,14 @@ def _references_of(record: Record, references: Mapping[Attribute, Sequence[str]]
     return () if references is None or record.attribute is None else references.get(record.attribute, ())
 
 
+def _prompts(records: Sequence[Record]) -> list[str]:
+    return [prompt for record in records for prompt in record.generation_prompts]
+
+
+def _text_length(arch: Architecture) -> int:
+    return _LENGTH if arch.max_positions is None else min(_LENGTH, arch.max_positions)
+
+
 def _write(
     arch: Architecture,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,15 +133,8 @@ def _write(
     progress: Progress,
 ) -> list[str]:
     """A text that begins with each prompt."""
-    length = _LENGTH if arch.max_positions is None else min(_LENGTH, arch.max_positions)
+    length = _text_length(arch)
     rows = [prompt.ids for prompt in encode_prompts(tokenizer, prompts)]
-    for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) >= length:
-            message = (
-                f"the generation prompt {shortened(prompt)} has {len(row)} tokens, but a text has {length} with it: "
-            )
-            message += "shorten the record or leave it out"
-            raise EditError(message)
     texts = [""] * len(rows)
     done = 0
     for batch in batches_of_one_length([len(row) for row in rows], ROWS):

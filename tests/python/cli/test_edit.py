@@ -49,6 +49,12 @@ def test_whole_way(folder: Path, tmp_path: Path, run: Runner) -> None:
     assert metrics(tmp_path / "of model") == after
 
 
+def test_the_loss_of_a_gradient_step_is_said_to_be_the_one_before_it(folder: Path, tmp_path: Path, run: Runner) -> None:
+    (tmp_path / "settings.json").write_text('{"optimizer": "gradient"}')
+    printed = run(*edit_arguments(folder, "--config", tmp_path / "settings.json", "--out", tmp_path / "delta"))
+    assert re.fullmatch(r"median [0-9.]+, largest [0-9.]+, both before the step", printed["loss"])
+
+
 def target_nll(found: dict[str, Any]) -> float:
     """The largest mean token NLL of a new target after its prompt."""
     return max(record["nll"]["prompt"][0][0] for record in found["per_record"])

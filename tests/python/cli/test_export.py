@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from workspace import contents
 
-from .runner import Runner, edit_arguments
+from .runner import Runner, edit_arguments, manifest_of
 
 WEIGHT = "model.layers.2.mlp.down_proj.weight"
 
@@ -51,6 +51,17 @@ def test_adapter_names_the_model_that_it_is_for(
     run(*edit, "--out", tmp_path / "out", "--format", "peft")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(folder / "model")
+
+
+def test_adapter_names_the_model_that_is_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
+) -> None:
+    run(*edit_arguments(folder, "--out", tmp_path / "delta"))
+    monkeypatch.chdir(folder)
+    for model, name in (("model", str(folder / "model")), ("org/model", "org/model")):
+        run("export", tmp_path / "delta", "--format", "peft", "--model", model, "--out", tmp_path / "out")
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == manifest_of(tmp_path / "out")["base"] == name
 
 
 def test_adapter_for_llama_cpp(folder: Path, tmp_path: Path, run: Runner) -> None:

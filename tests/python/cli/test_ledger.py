@@ -77,6 +77,28 @@ def test_a_ledger_that_another_command_wrote_meanwhile_is_kept(
     assert not (tmp_path / "delta").exists()
 
 
+@pytest.mark.parametrize("command", ["edit", "remove"])
+def test_a_ledger_that_is_written_while_a_command_waits_for_it_keeps_its_output(
+    folder: Path, tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    ledger, delta, stats = tmp_path / "ledger", tmp_path / "delta", folder / "stats"
+    edit = edit_arguments(folder, "--ledger", ledger)
+    run(*edit, "--out", delta, "--limit", "1")
+    before = contents(delta)
+    held = UnchangedLedger.held
+
+    def held_after_another(unchanged: UnchangedLedger) -> Any:
+        monkeypatch.setattr(UnchangedLedger, "held", held)
+        run(*edit, "--out", tmp_path / "other")
+        return held(unchanged)
+
+    monkeypatch.setattr(UnchangedLedger, "held", held_after_another)
+    commands = {"edit": edit, "remove": ("ledger", "remove", ledger, "1", "--stats", stats)}
+    assert cli.main(list(map(str, (*commands[command], "--out", delta)))) == 2
+    assert contents(delta) == before
+    assert run("ledger", "list", ledger)["edits"] == "2"
+
+
 def test_commands_write_a_ledger_one_after_the_other(tmp_path: Path) -> None:
     ledger = tmp_path / "new" / "ledger"
     first, second = UnchangedLedger(ledger), UnchangedLedger(ledger)

@@ -24,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     third = {**EDITS[0], "subject": "Michel Rocard"}
     write_lines(folder / "records.jsonl", [*EDITS, third, EDITS[0], {**EDITS[1], "subject": "Germany"}])
     (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    (folder / "method.json").write_text(json.dumps({**SETTINGS, "method": "emmet"}))
     (folder / "text.txt").write_text(TEXT)
     collect = ["stats", folder / "model", "--corpus", folder / "text.txt", "--layers", "1-2", "--out", folder / "stats"]
     assert cli.main(list(map(str, collect))) == 0
@@ -116,6 +117,10 @@ def test_an_interrupted_command_goes_on(
         (("--records", "9:"), "there are no records 9: in {folder}/records.jsonl, which has 5"),
         (("--layers", "3"), "there are no statistics of layer 3, only of 1, 2"),
         (("--drift", "nowhere.txt"), "cannot read nowhere.txt"),
+        (
+            ("--config", "{folder}/method.json"),
+            "expected settings without a method, got one in {folder}/method.json; name it with --methods",
+        ),
         (("--values", "{folder}/text.txt"), "cannot write to {folder}/text.txt"),
         (("--out", "{folder}/model"), "expected a new or empty folder for the output, got {folder}/model"),
     ],

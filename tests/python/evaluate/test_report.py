@@ -13,7 +13,8 @@ import tiny
 from emmet.architectures import Architecture, discover
 from emmet.edits import Edit, Neighbour, Record, read_records
 from emmet.errors import EditError
-from emmet.evaluate import Report, counterfact, evaluate, summarise, zsre
+from emmet.evaluate import Report, counterfact, evaluate, summarise, texts, zsre
+from emmet.evaluate import report as report_module
 from emmet.evaluate.downstream import TaskScore
 from emmet.evaluate.drift import Drift, LayerDrift, TextDrift
 from emmet.evaluate.intervals import Estimate
@@ -183,6 +184,34 @@ def test_a_record_that_is_too_long_is_named(arch: Architecture, tokenizer: PreTr
     edit = Edit("The capital of {} is " + "located in " * 100, "Spain", "Paris")
     with pytest.raises(EditError, match=r"'The capital of Spain is located.* with 'Paris' needs a context of"):
         evaluate(arch, tokenizer, [RECORD, replace(RECORD, edit=edit)])
+
+
+def test_a_record_that_is_too_long_is_found_before_texts_are_written(
+    arch: Architecture, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "sample", None)  # what calls it now, fails
+    edit = Edit("The capital of {} is " + "located in " * 100, "Spain", "Paris")
+    with pytest.raises(EditError, match="with 'Paris' needs a context of"):
+        evaluate(arch, tokenizer, [replace(RECORD, edit=edit, generation_prompts=("Spain is",))], write_texts=True)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ((), "with generation prompts, got none"),
+        (("Spain is " + "located in " * 100,), "^the generation prompt 'Spain"),
+    ],
+)
+def test_generation_prompts_at_fault_are_found_before_records_are_scored(
+    arch: Architecture,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr(report_module, "score_continuations", None)  # what calls it now, fails
+    with pytest.raises(EditError, match=message):
+        evaluate(arch, tokenizer, [replace(RECORD, generation_prompts=prompts)], write_texts=True)
 
 
 def test_evaluations_are_pooled_by_their_records(arch: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
