@@ -88,7 +88,7 @@ def finished(folder: Path, killed: list[Outcome]) -> list[Outcome]:  # noqa: ARG
 def test_all_end_when_one_is_killed(killed: list[Outcome]) -> None:
     first, second = killed
     assert second.code == -signal.SIGKILL
-    assert first.steps["killed"]["code"] == 1
+    assert first.steps["killed"]["code"] == 75
     assert "lost one of the 2 processes" in first.messages
     assert "run the same command again" in first.messages
     assert "Traceback" not in first.messages
@@ -126,7 +126,7 @@ def test_an_edit_is_that_of_one_process(folder: Path, finished: list[Outcome]) -
 def test_an_edit_of_which_one_was_killed_is_made_by_another_run(folder: Path, finished: list[Outcome]) -> None:  # noqa: ARG001
     first, second = run(folder, "edit_killed")
     assert second.code == -signal.SIGKILL
-    assert first.steps["edit_killed"]["code"] == 1
+    assert first.steps["edit_killed"]["code"] == 75
     assert "lost one of the 2 processes" in first.messages
     assert not (folder / "edit_killed").exists()
     resumed = run(folder, "edit_resumed")

@@ -22,16 +22,16 @@ from .stats import add_stats
 from .sweep import add_sweep
 from .terminal import print_error, warnings_as_lines
 
-_OK, _LOST_PROCESS, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
+_OK, _BAD_INPUT, _LOST_PROCESS, _INTERRUPTED = 0, 2, 75, 130  # 75 is EX_TEMPFAIL: try again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `emmet` with `arguments` (those of the process by default) and return its exit code.
 
-    0: done. 1: another process of the run died. 2: the input is at fault, or the disk is full; one line on standard
-    error says how. 130: interrupted by Ctrl-C. Whatever was written before an exit other than 0 is whole, and the same
-    command goes on from there (docs/reliability.md). Other errors, which are emmet's own, propagate. Of several
-    processes, which torchrun starts, only the first prints.
+    0: done. 2: the input is at fault, or the disk is full; one line on standard error says how. 75: another process of
+    the run died. 130: interrupted by Ctrl-C. Whatever was written before an exit other than 0 is whole, and the same
+    command goes on from there (docs/reliability.md). Other errors, which are emmet's own, propagate: Python exits with
+    1. Of several processes, which torchrun starts, only the first prints.
     """
     bound_kernel_cache()
     world = ALONE
