@@ -88,7 +88,7 @@ def finished(folder: Path, killed: list[Outcome]) -> list[Outcome]:  # noqa: ARG
 def test_all_end_when_one_is_killed(killed: list[Outcome]) -> None:
     first, second = killed
     assert second.code == -signal.SIGKILL
-    assert first.steps["killed"]["code"] == 75
+    assert first.steps["killed"]["code"] == 1
     assert "lost one of the 2 processes" in first.messages
     assert "run the same command again" in first.messages
     assert "Traceback" not in first.messages
