@@ -6,9 +6,9 @@ EMMET_WERROR ?= OFF
 FUZZ_SECONDS ?= 180
 EMMET_DATA ?= $(abspath $(wildcard ../shared/data))
 
-# BUILD is where pyproject.toml has editable installs built.
 BIN := .venv/bin
 DONE := .venv/done
+# Where pyproject.toml has editable installs built.
 BUILD := build/cpp
 CUDA_VENV := build/cuda-venv
 MODELS := build/models
